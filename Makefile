@@ -1,0 +1,85 @@
+# From a bare machine: `make demo`, then `make test`. Python 3.11 or newer; no GPU, no Docker.
+PYTHON ?= python3
+TORCH ?= 2.13.0
+# Where torch comes from. A CPU build saves gigabytes: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+export SLUICE_ROOT ?= models
+
+TOY_RECIPES = $(addprefix recipes/toy/,baseline.yaml v2.yaml v7a.yaml v7b.yaml)
+INSTALL = bin/python -m pip install -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint envs locks toy clean python
+
+help: ## what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+# A failed gate (exit code 1) is part of the story; any other failure ends the demo.
+demo: envs ## the whole line on a toy that is a real model: prune, quantise, evaluate, gate, promote
+	@.venv/bin/registry init
+	@.venv/bin/registry add toy stages/toy/checkpoint
+	@.venv/bin/registry run $(TOY_RECIPES) || [ $$? -eq 1 ]
+	@.venv/bin/registry promote v7b --policy policies/toy.yaml
+	@.venv/bin/registry ls
+	@echo "load it from: $$(.venv/bin/registry path best)"
+
+test: envs .venv/.dev .venv-prune/.test .venv-eval/.test ## every check and every test
+	@tests/run
+
+lint: .venv/.dev ## ruff, mypy, import-linter
+	@tests/lint
+
+envs: .venv/.core .venv-prune/.done .venv-eval/.done ## the environments: .venv, .venv-prune (torch), .venv-eval
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sluice needs Python 3.11 or newer; this is " \
+	+ sys.version.split()[0] + ". To do: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.11")'
+
+# Each environment is made from its lock; a stamp, written last, says that it is whole.
+.venv/.core: locks/core.txt pyproject.toml | python
+	@echo "installing .venv (the registry and the gates)"
+	@$(PYTHON) -m venv .venv
+	@.venv/$(INSTALL) --require-hashes -r locks/core.txt
+	@.venv/$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: locks/dev.txt .venv/.core
+	@echo "installing what checks need into .venv"
+	@.venv/$(INSTALL) --require-hashes -r locks/dev.txt
+	@touch $@
+
+.venv-prune/.done: locks/prune.txt pyproject.toml | python
+	@echo "installing .venv-prune (torch, transformers: the large one)"
+	@$(PYTHON) -m venv .venv-prune
+	@.venv-prune/$(INSTALL) torch==$(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@.venv-prune/$(INSTALL) --require-hashes -r locks/prune.txt
+	@.venv-prune/$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-eval/.done: locks/eval.txt pyproject.toml | python
+	@echo "installing .venv-eval (the harness)"
+	@$(PYTHON) -m venv .venv-eval
+	@.venv-eval/$(INSTALL) --require-hashes -r locks/eval.txt
+	@.venv-eval/$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-%/.test: locks/test.txt .venv-%/.done
+	@.venv-$*/$(INSTALL) --require-hashes -r locks/test.txt
+	@touch $@
+
+# Needs uv. torch is in no lock: an override that never applies leaves it out.
+LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet \
+	--override locks/no-torch.in --no-emit-package torch --extra build
+locks: ## resolve every lock again, newest versions (needs uv)
+	@$(LOCK) --upgrade -o locks/core.txt
+	@$(LOCK) --upgrade --extra prune -c locks/core.txt -o locks/prune.txt
+	@$(LOCK) --upgrade --extra eval -c locks/prune.txt -o locks/eval.txt
+	@$(LOCK) --upgrade --extra test -c locks/prune.txt -o locks/test.txt
+	@$(LOCK) --upgrade --extra test --extra dev -c locks/test.txt -o locks/dev.txt
+
+toy: .venv-prune/.done ## train the toy again, into build/toy
+	@.venv-prune/bin/python -m stages.toy --out build/toy
+
+clean: ## remove the environments and what the demo made
+	rm -rf .venv .venv-prune .venv-eval build
+	find $(SLUICE_ROOT) -mindepth 1 -not -name .gitignore -delete

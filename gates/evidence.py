@@ -1,0 +1,236 @@
+"""Evidence: rows become totals, are held against what the header says, and are pooled under equal conditions.
+
+All arithmetic is exact: a number counts as the decimal that is written, so 84.9 is 849/10 and a
+sum does not depend on its order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from gates import canonical
+from gates.errors import IntegrityError
+from gates.records import Conditions, Evidence, Row, Score, Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Points out of points, exactly. `items` are distinct: an item that was asked three times counts once."""
+
+    points: Fraction
+    of: Fraction
+    items: int
+
+    @property
+    def percent(self) -> Fraction:
+        """The score, from 0 to 100. There must be something to score (`of` above 0)."""
+        return 100 * self.points / self.of
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """All evidence of one candidate on one pack under one set of conditions, added up.
+
+    A run that lacks answers is unfinished: where a complete one is there it is left out of the sums, since that may
+    hold the same answers. Where there is none, `missing` counts the answers that never came. `runs` counts repeats.
+    """
+
+    conditions: Conditions
+    totals_alone: bool
+    overall: Tally
+    categories: Mapping[str, Tally]
+    runs: int
+    missing: int
+    left_out: int
+
+
+def totals(rows: Iterable[Row]) -> Totals:
+    """The sums over `rows`: overall, by category, and how many rows are missing (`infra`)."""
+    rows = list(rows)
+    counted = [row for row in rows if row.outcome != "infra"]
+    categories = {row.category for row in counted}
+    return Totals(
+        overall=_score(counted),
+        categories={name: _score(row for row in counted if row.category == name) for name in sorted(categories)},
+        missing=len(rows) - len(counted),
+    )
+
+
+def check(evidence: Evidence, rows: bytes | None) -> list[str]:
+    """Everything that makes one evidence untrustworthy; nothing, if it can be judged by.
+
+    Args:
+        rows: the blob that `evidence.rows` names, one Row in canonical JSON a line; None for totals alone.
+    """
+    complaints = check_header(evidence)
+    if evidence.rows is None or rows is None:
+        if evidence.rows is not None:
+            complaints.append("its rows are not there")
+        return complaints
+    if canonical.digest(rows) != evidence.rows:
+        return [*complaints, f"the rows are not those that it names: their digest is {canonical.digest(rows)[:12]}…"]
+    parsed, unreadable = _parse(rows)
+    complaints += unreadable + [f"{_called(row)}: {what}" for row in parsed for what in _row(row)]
+    complaints += _repeats(parsed, evidence.repeats)
+    if not complaints and totals(parsed) != evidence.totals:
+        complaints.append("the totals are not the sums of its rows")
+    return complaints
+
+
+def check_header(evidence: Evidence) -> list[str]:
+    """What can be seen to be wrong without the rows."""
+    scores = {"overall": evidence.totals.overall} | evidence.totals.categories
+    complaints = [f"totals, {name}: {what}" for name, score in scores.items() for what in _sum(score)]
+    if evidence.totals.overall.items == 0 and evidence.totals.missing == 0:
+        complaints.append("there are no items in it")
+    return complaints
+
+
+def incomparable(a: Conditions, b: Conditions, *, totals_alone: bool = False) -> list[str]:
+    """The fields that keep two scores from being compared.
+
+    A field that is unknown on either side is one of them, unless both scores are known by their totals alone
+    (`totals_alone`): such scores can be compared as far as anybody knows, and the verdict says what is unknown.
+    """
+    mine, theirs = a.model_dump(mode="json"), b.model_dump(mode="json")
+
+    def agree(field: str) -> bool:
+        one, other = mine.get(field), theirs.get(field)
+        if one is None and other is None:
+            return totals_alone
+        return canonical.dumps(one) == canonical.dumps(other)
+
+    return [field for field in mine | theirs if not agree(field)]
+
+
+def unknown(conditions: Conditions) -> list[str]:
+    """The fields that nobody wrote down."""
+    return [field for field, value in conditions.model_dump(mode="json").items() if value is None]
+
+
+def pools(evidence: Mapping[str, Evidence]) -> dict[str, dict[str, Pool]]:
+    """Adds up all evidence under equal conditions: pack → key of the conditions → pool.
+
+    Two candidates' pools may be compared exactly when their keys are equal (`incomparable` then names no field). The
+    same rows, recorded twice, count once.
+
+    Args:
+        evidence: by digest; of one candidate.
+    """
+    groups: dict[tuple[str, str], dict[str, Evidence]] = defaultdict(dict)
+    for digest in sorted(evidence):
+        each = evidence[digest]
+        groups[each.pack, conditions_key(digest, each)].setdefault(each.rows or digest, each)
+    pooled: dict[str, dict[str, Pool]] = defaultdict(dict)
+    for (pack, key), group in sorted(groups.items()):
+        pooled[pack][key] = _pool(list(group.values()))
+    return dict(pooled)
+
+
+def conditions_key(digest: str, evidence: Evidence) -> str:
+    """Equal for evidence that may be compared. Rows under conditions that are not all known stand alone."""
+    if evidence.rows is not None and unknown(evidence.conditions):
+        return digest
+    known = {field: value for field, value in evidence.conditions.model_dump(mode="json").items() if value is not None}
+    return canonical.digest(canonical.dumps(known))
+
+
+def exact(number: float) -> Fraction:
+    """The decimal that a float is written as: 84.9 is 849/10."""
+    return Fraction(Decimal(repr(number)))
+
+
+def _score(rows: Iterable[Row]) -> Score:
+    rows = list(rows)
+    points = sum((exact(row.points or 0) for row in rows), Fraction())
+    of = sum((exact(row.of) for row in rows), Fraction())
+    return Score(points=float(points), of=float(of), items=len({row.item for row in rows}))
+
+
+def _parse(rows: bytes) -> tuple[list[Row], list[str]]:
+    parsed, complaints = [], []
+    for number, line in enumerate(rows.splitlines(), 1):
+        try:
+            parsed.append(Row.from_bytes(line))
+        except IntegrityError as error:
+            complaints.append(f"row {number}: {error.what}")
+    return parsed, complaints
+
+
+def _called(row: Row) -> str:
+    return f"item {row.item!r}, repeat {row.repeat}"
+
+
+def _row(row: Row) -> Iterable[str]:
+    if row.outcome == "infra":
+        if row.points is not None:
+            yield "it has points, although no answer came (infra)"
+    elif row.points is None:
+        yield f"it has no points, although it ended as {row.outcome}"
+    elif not 0 <= row.points <= row.of:
+        yield f"{row.points:g} points of {row.of:g}"
+    elif row.outcome != "scored" and row.points != 0:
+        yield f"it has points, although it ended as {row.outcome}"
+
+
+def _repeats(rows: list[Row], repeats: int) -> list[str]:
+    """Each item is there exactly `repeats` times, and is the same item each time."""
+    by_item: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_item[row.item].append(row)
+    complaints = []
+    for item, asked in by_item.items():
+        found = sorted(row.repeat for row in asked)
+        if len(set(found)) != len(found):
+            complaints.append(f"item {item!r}: a repeat is there twice")
+        elif found != list(range(repeats)):
+            complaints.append(f"item {item!r}: {len(found)} of {repeats} repeats are there")
+        if len({(row.category, row.of) for row in asked}) > 1:
+            complaints.append(f"item {item!r}: its repeats differ in category or points")
+    return complaints
+
+
+def _sum(score: Score) -> Iterable[str]:
+    if not (math.isfinite(score.points) and math.isfinite(score.of)):
+        yield f"{score.points} of {score.of} is not a score"
+    elif not 0 <= score.points <= score.of:
+        yield f"{score.points:g} points of {score.of:g}"
+    elif (score.of > 0) != (score.items > 0):
+        yield f"{score.of:g} points over {score.items} items"
+
+
+def _pool(group: list[Evidence]) -> Pool:
+    counted = [each for each in group if each.totals.missing == 0] or group
+    names = sorted({name for each in counted for name in each.totals.categories})
+    empty = Score(points=0, of=0, items=0)
+    return Pool(
+        conditions=group[0].conditions,
+        totals_alone=all(each.rows is None for each in group),
+        overall=_tally([each.totals.overall for each in counted]),
+        categories={name: _tally([each.totals.categories.get(name, empty) for each in counted]) for name in names},
+        runs=sum(each.repeats for each in counted),
+        missing=sum(each.totals.missing for each in counted),
+        left_out=len(group) - len(counted),
+    )
+
+
+def _tally(scores: list[Score]) -> Tally:
+    return Tally(
+        points=sum((exact(score.points) for score in scores), Fraction()),
+        of=sum((exact(score.of) for score in scores), Fraction()),
+        items=max(score.items for score in scores),
+    )
+
+
+def flat(value: Any) -> str:
+    """A condition's value as people read it, briefly."""
+    if value is None:
+        return "unknown"
+    text = value if isinstance(value, str) else canonical.dumps(value).decode()
+    return text if len(text) <= 40 else f"{text[:12]}…"

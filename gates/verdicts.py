@@ -1,0 +1,167 @@
+"""Evidence and a policy in, a verdict out: a pure function that anyone can check by hand.
+
+1. Validity comes first: evidence that cannot be trusted, or cannot be compared, makes the verdict Invalid.
+2. All rules of all gates are judged. The first gate with a failed rule, in the policy's order, names the verdict.
+3. A rule without evidence, without baseline or with missing answers is not judged. That prevents Pass, and hides no
+   failure: Inconclusive is what remains when nothing failed.
+4. All comparable evidence is pooled (an unfinished run only until a complete one is there). Where there is evidence
+   under several sets of conditions, a rule is judged under each, and the worst decides: nobody picks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+from gates.evidence import Pool, check_header, conditions_key, exact, flat, incomparable, pools, unknown
+from gates.policy import Gate, Policy
+from gates.records import Evidence, GateResult, Verdict
+from gates.rules import WORST_FIRST, Pools, results
+
+
+def judge(
+    policy: Policy,
+    *,
+    candidate: str,
+    evidence: Mapping[str, Evidence],
+    baseline: str | None = None,
+    baseline_evidence: Mapping[str, Evidence] | None = None,
+    complaints: Sequence[str] = (),
+) -> Verdict:
+    """What `policy` says of a candidate.
+
+    Args:
+        candidate: the digest of its manifest; `baseline` likewise, or None where there is none.
+        evidence: all that there is of the candidate, by digest; `baseline_evidence` likewise.
+        complaints: what `gates.evidence.check` found in any of it; one is enough for Invalid.
+    """
+    against = (baseline_evidence or {}) if baseline is not None else {}
+    reasons = [*complaints, *_strangers(candidate, evidence), *_strangers(baseline, against)]
+    gates: tuple[GateResult, ...] = ()
+    if not reasons:
+        ours, theirs = pools(evidence), pools(against)
+        reasons = [*_uneven([*evidence.items(), *against.items()]), *_not_comparable(policy, ours, theirs)]
+    if reasons:
+        name = "Invalid"
+    else:
+        why = _why_no_comparison(candidate, baseline)
+        gates = tuple(_gate(gate, ours, theirs, why) for gate in policy.gates)
+        name, reasons = _name(gates), _notes(policy, ours, theirs)
+    return Verdict(
+        format=1,
+        verdict=name,
+        candidate=candidate,
+        baseline=baseline,
+        policy=policy.identity(),
+        policy_name=policy.name,
+        evidence=tuple(sorted(evidence)),
+        baseline_evidence=tuple(sorted(against)),
+        gates=gates,
+        reasons=tuple(dict.fromkeys(reasons)),
+    )
+
+
+def _strangers(owner: str | None, evidence: Mapping[str, Evidence]) -> list[str]:
+    """Evidence that is not what it is said to be: broken, edited, or somebody else's."""
+    reasons = []
+    for digest, each in evidence.items():
+        broken = check_header(each)
+        if not broken and each.identity() != digest:
+            broken = ["it was edited: its digest is another"]
+        if each.candidate != owner:
+            broken.append("it is another candidate's")
+        reasons += [f"{each.pack}, evidence {digest[:12]}: {what}" for what in broken]
+    return reasons
+
+
+def _uneven(evidence: Sequence[tuple[str, Evidence]]) -> list[str]:
+    """Complete runs of one pack under equal conditions ask the same items, for the same points."""
+    seen: dict[tuple[str, str], list[Evidence]] = {}
+    for digest, each in evidence:
+        if each.totals.missing == 0:
+            seen.setdefault((each.pack, conditions_key(digest, each)), []).append(each)
+    reasons = []
+    for (pack, _), runs in seen.items():
+        items = sorted({each.totals.overall.items for each in runs})
+        of = {exact(each.totals.overall.of) / each.repeats for each in runs if each.rows is not None}
+        if len(items) > 1:
+            reasons.append(
+                f"{pack}: under equal conditions there are runs of {_among(items)} items; some left items out"
+            )
+        elif len(of) > 1:
+            reasons.append(f"{pack}: under equal conditions there are runs of {_among(sorted(map(float, of)))} points")
+    return reasons
+
+
+def _not_comparable(policy: Policy, ours: Pools, theirs: Pools) -> list[str]:
+    """The packs that the policy compares and that both have, but never under the same conditions."""
+    reasons = []
+    for pack in policy.compared():
+        mine, other = ours.get(pack, {}), theirs.get(pack, {})
+        if mine and other and not mine.keys() & other.keys():
+            reasons.append(
+                f"{pack}: the candidate's scores and the baseline's cannot be compared: {_nearest(mine, other)}"
+            )
+    return reasons
+
+
+def _nearest(mine: Mapping[str, Pool], other: Mapping[str, Pool]) -> str:
+    """What differs between the two sets of conditions that differ least."""
+
+    def differences(one: Pool, two: Pool) -> list[str]:
+        return incomparable(one.conditions, two.conditions, totals_alone=one.totals_alone and two.totals_alone)
+
+    one, two = min(product(mine.values(), other.values()), key=lambda pair: len(differences(*pair)))
+    a, b = one.conditions.model_dump(mode="json"), two.conditions.model_dump(mode="json")
+    return ", ".join(f"{field} ({flat(a.get(field))} / {flat(b.get(field))})" for field in differences(one, two))
+
+
+def _why_no_comparison(candidate: str, baseline: str | None) -> str | None:
+    if baseline is None:
+        return "there is no baseline to compare with"
+    return "the baseline is the candidate itself" if baseline == candidate else None
+
+
+def _gate(gate: Gate, ours: Pools, theirs: Pools, no_comparison: str | None) -> GateResult:
+    judged = tuple(each for rule in gate.rules for each in results(rule, ours, theirs, no_comparison=no_comparison))
+    return GateResult(gate=gate.name, status=min((each.status for each in judged), key=WORST_FIRST.index), rules=judged)
+
+
+def _name(gates: Sequence[GateResult]) -> str:
+    failed = [gate.gate for gate in gates if gate.status == "failed"]
+    if failed:
+        return f"Fail{failed[0]}"
+    # Pass is what must be earned: anything but a list of passed gates is not one.
+    return "Pass" if gates and all(gate.status == "passed" for gate in gates) else "Inconclusive"
+
+
+def _notes(policy: Policy, ours: Pools, theirs: Pools) -> list[str]:
+    """What a reader of the numbers should know about the conditions they were taken under."""
+    notes = []
+    packs = dict.fromkeys(name for gate in policy.gates for rule in gate.rules for name in rule.demand.names)
+    for pack in packs:
+        for pool in ours.get(pack, {}).values():
+            fields = unknown(pool.conditions)
+            if fields:
+                everything = len(fields) == len(pool.conditions.model_dump())
+                notes.append(f"{pack}: unknown conditions: {'all' if everything else ', '.join(fields)}")
+        for whose, everything_known in (("the candidate", ours), ("the baseline", theirs)):
+            left_out = sum(pool.left_out for pool in everything_known.get(pack, {}).values())
+            if left_out:
+                notes.append(
+                    f"{pack}: {_count(left_out, 'unfinished run')} of {whose} not counted; complete ones are there"
+                )
+        aside = ours.get(pack, {}).keys() - theirs.get(pack, {}).keys()
+        if aside and pack in policy.compared() and theirs.get(pack):
+            notes.append(
+                f"{pack}: {_count(len(aside), 'set')} of conditions, unlike any of the baseline's, not compared"
+            )
+    return notes
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _among(numbers: Sequence[float]) -> str:
+    return " and ".join(f"{number:g}" for number in numbers)

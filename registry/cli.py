@@ -1,0 +1,278 @@
+"""The command line: `registry`. Each command reads its words, calls the registry, and prints what came of it.
+
+Data goes to stdout (JSON with `--json`), hints and progress to stderr. Exit codes: 0 done, or the verdict Pass · 1 a
+gate failed · 2 bad input · 3 Inconclusive · 4 evidence that cannot be trusted · 5 integrity · 6 busy · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from gates.errors import UsageError
+from gates.records import Verdict, exit_code
+from registry import output
+from registry.store import Store
+
+
+class Commands(TyperGroup):
+    """Every command ends with an exit code of ours: the one that it returns, or its error's."""
+
+    def invoke(self, ctx: typer.Context) -> None:  # type: ignore[override]
+        raise typer.Exit(output.end_with(lambda: super(Commands, self).invoke(ctx)))
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="registry",
+    help="An evaluation-gated registry for compressed mixture-of-experts models.",
+    epilog="Exit codes: 0 done/Pass, 1 a gate failed, 2 bad input, 3 Inconclusive, 4 invalid evidence, 5 integrity, "
+    "6 busy, 130 interrupted. Start with: registry init; registry add toy stages/toy/checkpoint",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+policies = typer.Typer(help="Read policies before they judge.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(policies, name="policy")
+
+Root = Annotated[Path, typer.Option("--root", envvar="SLUICE_ROOT", help="The registry's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Channel = Annotated[str, typer.Option(help="The channel: a name for the served candidate.")]
+CandidateName = Annotated[str, typer.Argument(help="A candidate's name, or a channel's.")]
+ROOT = Path("models")
+
+
+def main() -> None:
+    """Runs the command line and exits with its code."""
+    app()
+
+
+@app.command()
+def init(root: Root = ROOT) -> None:
+    """Make an empty registry. Doing it again changes nothing."""
+    store = Store.init(root)
+    output.hint(f"registry at {store.layout.root}")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="What to call it: a-z 0-9 . _ -")],
+    source: Annotated[Path, typer.Argument(help="A checkpoint folder: config.json, safetensors, tokenizer.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Give the name to another model.")] = False,
+    root: Root = ROOT,
+) -> None:
+    """Take in a model from a folder. The folder stays as it is."""
+    candidate = Store.open(root).add(name, source, replace=replace)
+    output.text(f"{candidate.name}  {candidate.digest[:12]}  {output.size(candidate.manifest.size)}")
+
+
+@app.command()
+def ls(root: Root = ROOT, json: Json = False) -> None:
+    """List the candidates: mix, depth, scores, verdict, size; an arrow marks what is served."""
+    from registry import overview
+
+    found = overview.lines(Store.open(root))
+    if json:
+        output.data([asdict(line) for line in found])
+    elif found:
+        output.text(overview.render(found))
+    else:
+        output.hint("no candidates yet; take one in with: registry add NAME FOLDER")
+
+
+@app.command()
+def show(name: CandidateName, root: Root = ROOT, json: Json = False) -> None:
+    """Everything that is known about a candidate: what it is, what it was made from, evidence, verdicts."""
+    from registry import details
+
+    found = details.of(store := Store.open(root), store.candidate(name))
+    if json:
+        output.data(found.to_json())
+    else:
+        output.text(details.render(found))
+
+
+@app.command()
+def path(name: CandidateName, root: Root = ROOT) -> None:
+    """Print the folder to load, resolved once: vllm serve $(registry path best)"""
+    output.text(str(Store.open(root).candidate(name).folder.resolve()))
+
+
+@app.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(help="A candidate or a channel.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every candidate.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Structure alone: sizes, headers, names, links.")] = False,
+    root: Root = ROOT,
+    json: Json = False,
+) -> int:
+    """Check a candidate: its structure and, without --fast, every byte of it. What is wrong is named; exit code 5."""
+    from registry.verify import verify as problems_of
+
+    if (name is None) is not every:
+        raise UsageError("say which candidate, or --all", remedy="registry verify NAME, or registry verify --all")
+    store = Store.open(root)
+    names = store.names() if every else [name or ""]
+    found = {each: problems_of(store, each, full=not fast) for each in names}
+    if json:
+        output.data({each: [asdict(problem) for problem in problems] for each, problems in found.items()})
+    else:
+        for each, problems in found.items():
+            output.text(f"{each}: {'sound' if not problems else f'{len(problems)} problems'}")
+            for problem in problems:
+                output.text(f"  {problem}")
+    return 5 if any(found.values()) else 0
+
+
+@app.command()
+def compare(left: CandidateName, right: CandidateName, root: Root = ROOT, json: Json = False) -> None:
+    """In which settings two candidates differ, and how they scored."""
+    from registry import comparison
+
+    store = Store.open(root)
+    found = comparison.of(store, store.candidate(left), store.candidate(right))
+    if json:
+        output.data(asdict(found) | {"conclusion": found.conclusion})
+    else:
+        output.text(comparison.render(found))
+
+
+@app.command()
+def gate(
+    name: CandidateName,
+    policy: Annotated[Path, typer.Option(help="The policy that judges: a YAML file.")],
+    baseline: Annotated[str | None, typer.Option(help="A candidate or a channel to compare with.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a Markdown report here, for a CI job's summary.")
+    ] = None,
+    root: Root = ROOT,
+    json: Json = False,
+) -> int:
+    """Judge a candidate by all its evidence. Exit code: 0 Pass, 1 a gate failed, 3 Inconclusive, 4 Invalid."""
+    from gates.report import markdown
+    from registry import judging
+
+    store = Store.open(root)
+    verdict = judging.judge(store, name, policy_file=policy, baseline=baseline)
+    if report is not None:
+        _write_report(report, markdown(verdict, candidate=name, baseline=baseline))
+    if json:
+        output.data(verdict.model_dump(mode="json"))
+    else:
+        _print_verdict(name, verdict)
+    return exit_code(verdict.verdict)
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="The candidate to serve.")],
+    channel: Channel = "best",
+    policy: Annotated[Path | None, typer.Option(help="The channel's policy: needed once, and to change it.")] = None,
+    override: Annotated[
+        bool, typer.Option("--override", help="Promote without a Pass. Needs --reason; is logged.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Why: for an override, or for a change of policy.")] = None,
+    root: Root = ROOT,
+) -> None:
+    """Serve a candidate that has a Pass under the channel's policy. The channel's link changes in one step."""
+    from registry import judging, promotion
+
+    store = Store.open(root)
+    text = judging.read_policy(policy) if policy else None
+    generation = promotion.promote(store, name, channel=channel, policy=text, override=override, reason=reason)
+    output.text(f"{channel} → {generation.candidate} (generation {generation.number})")
+
+
+@app.command()
+def rollback(
+    to: Annotated[int | None, typer.Option(help="A generation's number; without it, the one before.")] = None,
+    channel: Channel = "best",
+    root: Root = ROOT,
+) -> None:
+    """Serve again what was served before, as a new generation."""
+    from registry import promotion
+
+    generation = promotion.rollback(Store.open(root), channel=channel, to=to)
+    output.text(f"{channel} → {generation.candidate} (generation {generation.number})")
+
+
+@app.command()
+def log(
+    check: Annotated[bool, typer.Option("--verify", help="Check that no entry was changed or is missing.")] = False,
+    root: Root = ROOT,
+    json: Json = False,
+) -> None:
+    """Every change and every override, oldest first: when, who, what."""
+    store = Store.open(root)
+    if check:
+        store.log.verify()
+        output.hint("the log is whole")
+        return
+    entries = [entry.model_dump(mode="json") for entry in store.log.entries()]
+    if json:
+        output.data(entries)
+        return
+    standard = {"seq", "previous", "time", "user", "host", "event", "format"}
+    for entry in entries:
+        fields = "  ".join(f"{key}={_short(value)}" for key, value in entry.items() if key not in standard)
+        output.text(f"{entry['seq']:>5}  {entry['time']}  {entry['user']}  {entry['event']:<10}  {fields}")
+
+
+@app.command()
+def run(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes, run one after the other.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Make names again that were made from something else.")
+    ] = False,
+    project: Annotated[Path, typer.Option(help="The folder that paths in recipes are relative to.")] = Path(),
+    root: Root = ROOT,
+    json: Json = False,
+) -> int:
+    """Run recipes from first step to last. What is made already is found; a failed one does not stop the next."""
+    from registry import launcher
+
+    outcomes = launcher.run(root, project, recipes, replace=replace)
+    if json:
+        output.data([asdict(outcome) for outcome in outcomes])
+    else:
+        for outcome in outcomes:
+            output.text(f"{outcome.recipe}: {outcome.candidate}: {outcome.reason}")
+    return launcher.summary(outcomes)
+
+
+@policies.command("check")
+def policy_check(file: Annotated[Path, typer.Argument(help="A policy: a YAML file.")]) -> None:
+    """Say in sentences what a policy demands."""
+    from gates.policy import explain, parse_policy
+    from registry.recipes import read_text
+
+    for sentence in explain(parse_policy(read_text(file, "policy"), where=str(file))):
+        output.text(sentence)
+
+
+def _print_verdict(name: str, verdict: Verdict) -> None:
+    output.text(f"{name}: {verdict.verdict}")
+    for reason in verdict.reasons:
+        output.text(f"  {reason}")
+    for result in verdict.gates:
+        output.text(f"  {result.gate}: {result.status}")
+        for rule in result.rules:
+            output.text(f"    {rule.status:<10}  {rule.detail}")
+
+
+def _write_report(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the report cannot be written: {error.strerror}", where=str(path)) from None
+
+
+def _short(value: object) -> str:
+    """One value on one line: digests cut, what has parts left to --json."""
+    text = "…" if isinstance(value, dict | list) else str(value)
+    is_digest = len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
+    return text[:12] if is_digest else text

@@ -1,0 +1,231 @@
+"""How a candidate comes into being: blobs, then the manifest, then the candidate's folder, then the log's entry.
+
+Each is durable before the next begins. The folder is built complete under a temporary name and gets its own by one
+rename. A process killed after that rename and before the log's entry leaves the entry to the next one that makes, finds
+or promotes the candidate: the newest entry about a name must state the manifest that the name has.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gates.errors import IntegrityError, UsageError
+from registry import channels, fs
+from registry.checkpoint import inspect
+from registry.layout import checked_name
+from registry.manifests import FORMAT, File, Inputs, Manifest
+from registry.progress import progress
+
+if TYPE_CHECKING:
+    from registry.store import Candidate, Store
+
+LOCK_WAIT = 60.0
+"""Seconds that one process waits while another gives the same name to a candidate, or promotes it."""
+
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
+
+
+def commit(
+    store: Store,
+    name: str,
+    inputs: Inputs,
+    model: Path,
+    *,
+    attachments: Path | None = None,
+    replace: bool = False,
+    known: dict[str, File] | None = None,
+) -> Candidate:
+    """Makes the files below `model` the candidate `name`.
+
+    The files become blobs without being copied, so `model` must lie on the registry's file system (in a step's folder);
+    they are read-only afterwards. A candidate made already from the same inputs is found, and `model` is not looked at.
+
+    Args:
+        attachments: a folder of files to keep beside the model; no part of its identity.
+        replace: whether a candidate of this name that was made from other inputs gives way.
+        known: the digests and sizes of all files below `model`, if they were just taken.
+
+    Raises:
+        UsageError: the name is taken by something else (`Store.made`), or a file's name cannot be kept.
+        IntegrityError: `model` is not a whole checkpoint, or what it was made from is missing.
+    """
+    found = store.made(checked_name(name), inputs, replace=replace)
+    if found is not None:
+        return found
+    _check_origin(store, inputs)
+    shape = inspect(model)
+    files = _take(store, name, model, known)
+    extras = _take(store, name, attachments, None) if attachments and attachments.is_dir() else {}
+    manifest = Manifest(format=FORMAT, inputs=inputs, shape=shape, files=files)
+    fs.write_content(store.layout.manifest(manifest.identity()), manifest.to_bytes())
+    _place(store, name, manifest, extras, inputs=inputs, replace=replace)
+    return store.candidate(name)
+
+
+def restore(store: Store, name: str, digest: str) -> None:
+    """Gives `name` back to the candidate with this manifest, whatever has taken it; attachments do not come back."""
+    folder, target = _build(store, store.manifest(digest).files, {}, digest), store.layout.candidate(name)
+    try:
+        try:
+            fs.rename_folder(folder, target)
+        except FileExistsError:
+            fs.exchange(folder, target)
+    finally:
+        fs.remove_tree(folder)
+    write_log(store, name)
+
+
+def write_log(store: Store, name: str, **about: Any) -> None:
+    """Adds the log's entry about the candidate `name`, unless the newest one states its manifest already."""
+    candidate = store.candidate(name)
+
+    def following(newest: dict[str, Any] | None) -> dict[str, Any] | None:
+        before = newest["manifest"] if newest else None
+        if before == candidate.digest:
+            return None
+        return {"manifest": candidate.digest, "op": candidate.manifest.inputs.op, "replaced": before, **about}
+
+    store.log.follow("candidate", {"name": name}, following)
+
+
+def refuse_served(store: Store, name: str) -> None:
+    """
+    Raises:
+        UsageError: a channel serves `name`; its verdict belongs to the manifest that the name has now.
+    """
+    for channel, served in channels.served(store).items():
+        if served == name:
+            raise UsageError(
+                f"{name} is served by the channel {channel}, so it cannot be replaced",
+                remedy=f"choose another name, or promote another candidate to {channel} first",
+            )
+
+
+def refuse_unsafe(names: list[str], *, where: Path) -> None:
+    """
+    Raises:
+        UsageError: a file's name (relative, with /) cannot be kept on every file system, or two differ by case alone.
+    """
+    folded: dict[str, str] = {}
+    for name in names:
+        if not all(_FILE.fullmatch(part) for part in name.split("/")):
+            raise UsageError(
+                f"the file name {name!r} cannot be kept",
+                where=str(where),
+                remedy="use letters, digits and . _ + -; begin with a letter, a digit or _",
+            )
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            raise UsageError(
+                f"the files {other!r} and {name!r} differ by case alone", where=str(where), remedy="rename one"
+            )
+
+
+def _check_origin(store: Store, inputs: Inputs) -> None:
+    """A candidate never refers to a parent or to calibration rows that are not there."""
+    if inputs.parent is not None:
+        store.manifest(inputs.parent)
+    if inputs.mix is not None:
+        store.read(inputs.mix.rows)
+
+
+def _take(store: Store, name: str, folder: Path, known: dict[str, File] | None) -> dict[str, File]:
+    """Makes every file below `folder` a blob."""
+    paths = _regular_files(folder)
+    refuse_unsafe(list(paths), where=folder)
+    files = {}
+    total = sum(path.stat().st_size for path in paths.values())
+    with progress(f"commit {name}", total=total, unit="B") as bar:
+        for relative, path in paths.items():
+            if known is not None:
+                file = known[relative]
+                bar.advance(file.size)
+            else:
+                digest, size = fs.hash_file(path, bar.advance)
+                file = File(digest=digest, size=size)
+            blob = store.layout.blob(file.digest)
+            fs.make_folders(blob.parent)
+            _link_in(path, blob, file.digest)
+            files[relative] = file
+    return files
+
+
+def _link_in(path: Path, blob: Path, digest: str) -> None:
+    try:
+        fs.link_in(path, blob, digest)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise UsageError(
+            "this file is on another file system than the registry, so it cannot become part of it",
+            where=str(path),
+            remedy="work in the registry's staging folder; in containers, mount the registry's root once, as a whole",
+        ) from None
+
+
+def _regular_files(folder: Path) -> dict[str, Path]:
+    found = {}
+    for base, folders, names in os.walk(folder):
+        for entry in (*folders, *names):
+            path = Path(base, entry)
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode):
+                found[path.relative_to(folder).as_posix()] = path
+            elif not stat.S_ISDIR(mode):
+                raise IntegrityError("neither a file nor a folder", where=str(path), remedy="leave files alone here")
+    return dict(sorted(found.items()))
+
+
+def _place(
+    store: Store, name: str, manifest: Manifest, extras: dict[str, File], *, inputs: Inputs, replace: bool
+) -> None:
+    """Gives the candidate its name and logs it."""
+    folder = _build(store, manifest.files, extras, manifest.identity())
+    about = {"attachments": {file: extra.digest for file, extra in extras.items()}} if extras else {}
+    try:
+        with store.locked(f"candidate-{name}", wait=LOCK_WAIT, busy=f"another process works on the name {name}"):
+            # asked again: what was true before the files were hashed may not be true any more
+            while store.made(name, inputs, replace=replace) is None:
+                _take_name(store, name, folder, replace=replace)
+            write_log(store, name, **about)
+    finally:
+        fs.remove_tree(folder)
+
+
+def _take_name(store: Store, name: str, folder: Path, *, replace: bool) -> None:
+    target = store.layout.candidate(name)
+    try:
+        fs.rename_folder(folder, target)
+    except FileExistsError:
+        if not replace:
+            return  # somebody else just took it; asked again, `Store.made` says who
+        fs.exchange(folder, target)
+        try:
+            refuse_served(store, name)  # promoted at the same moment, where locks do not work
+        except UsageError:
+            fs.exchange(folder, target)
+            raise
+
+
+def _build(store: Store, files: dict[str, File], extras: dict[str, File], digest: str) -> Path:
+    """A candidate's folder, complete and durable, under a temporary name as deep below the root as its own."""
+    folder = fs.beside(store.layout.staging / digest)
+    fs.make_folders(folder)
+    fs.new_link(folder / "manifest", f"../../manifests/{digest}.json")
+    folders = {folder}
+    for part, contents in (("model", files), ("attachments", extras)):
+        for name, file in contents.items():
+            path = folder / part / name
+            fs.make_folders(path.parent)
+            depth = len(path.relative_to(folder).parts) + 1
+            blob = store.layout.blob(file.digest).relative_to(store.layout.root)
+            fs.new_link(path, "../" * depth + blob.as_posix())
+            folders.add(path.parent)
+    for each in sorted(folders, reverse=True):
+        fs.sync_folder(each)
+    return folder

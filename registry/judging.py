@@ -1,0 +1,129 @@
+"""Judging a candidate: its evidence and its baseline's out of the store, through the gates, and the verdict back in.
+
+A verdict names its policy by the digest of the policy's canonical JSON (`gates.policy.Policy.to_bytes`). Those bytes
+are kept as the blob of that digest and are themselves a policy's text: `stored_policy` reads them back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gates import canonical, evidence, verdicts
+from gates.errors import IntegrityError
+from gates.policy import Policy, parse_policy
+from gates.records import Evidence, Verdict
+from registry import output
+from registry.recipes import read_text
+from registry.store import Candidate, Store
+
+
+def judge(store: Store, name: str, *, policy_file: Path, baseline: str | None) -> Verdict:
+    """Judges the candidate by everything that is known of it and its baseline, records the verdict and logs it.
+
+    A candidate that already is its own baseline (it was promoted to that channel) cannot be compared with itself: the
+    verdict that it has under this policy, if it still holds, is the answer.
+
+    Args:
+        name: a candidate's or a channel's name; `baseline` likewise, or None to compare with nothing.
+
+    Raises:
+        UsageError: there is no such candidate, or the policy cannot be read.
+        IntegrityError: a record of evidence is damaged. (Damaged rows make the verdict Invalid.)
+    """
+    policy = parse_policy(read_text(policy_file, "policy"), where=str(policy_file))
+    candidate = store.candidate(name)
+    against = store.candidate(baseline) if baseline is not None else None
+    if against is not None and against.digest == candidate.digest:
+        standing = fresh(store, candidate, policy.identity())
+        if standing is not None:
+            output.hint(f"{name} is its own baseline by now; its verdict from before still holds")
+            return standing
+    verdict = _judged(store, policy, candidate.digest, against.digest if against else None)
+    store.put(policy.to_bytes())
+    _log(store, candidate.name, verdict, store.add_verdict(verdict))
+    return verdict
+
+
+def fresh(store: Store, candidate: Candidate, policy_digest: str) -> Verdict | None:
+    """The candidate's newest verdict under this policy, if judging it again now comes to the same.
+
+    None if it was never judged so, if there is evidence today (the baseline's included) that the verdict does not rest
+    on, or if rows are damaged.
+
+    Raises:
+        IntegrityError: the policy, a verdict or a record of evidence is damaged.
+    """
+    logged = store.log.newest("verdict", manifest=candidate.digest, policy=policy_digest)
+    verdict = store.verdicts(candidate.digest).get(str(logged.get("verdict"))) if logged else None
+    if verdict is None:
+        return None
+    again = _judged(store, stored_policy(store, policy_digest), verdict.candidate, verdict.baseline)
+    return verdict if _same(verdict, again) else None
+
+
+def read_policy(path: Path) -> tuple[str, bytes]:
+    """A policy's name, and its canonical bytes, whose digest is what verdicts name it by.
+
+    Raises:
+        UsageError: it cannot be read, or is no policy.
+    """
+    policy = parse_policy(read_text(path, "policy"), where=str(path))
+    return policy.name, policy.to_bytes()
+
+
+def stored_policy(store: Store, digest: str) -> Policy:
+    """The policy that a verdict or a generation names.
+
+    Raises:
+        IntegrityError: the blob is missing or damaged.
+    """
+    return parse_policy(store.read(digest).decode(), where=f"policy {digest[:12]}")
+
+
+def _judged(store: Store, policy: Policy, candidate: str, baseline: str | None) -> Verdict:
+    ours = store.evidence(candidate)
+    theirs = store.evidence(baseline) if baseline is not None else {}
+    complaints = [
+        f"{each.pack}, evidence {digest[:12]}: {what}"
+        for digest, each in (ours | theirs).items()
+        for what in _check(store, each)
+    ]
+    return verdicts.judge(
+        policy,
+        candidate=candidate,
+        evidence=ours,
+        baseline=baseline,
+        baseline_evidence=theirs,
+        complaints=complaints,
+    )
+
+
+def _check(store: Store, each: Evidence) -> list[str]:
+    try:
+        rows = store.read(each.rows) if each.rows is not None else None
+    except IntegrityError as error:
+        return [f"its rows cannot be read: {error.what}"]
+    return evidence.check(each, rows)
+
+
+def _log(store: Store, name: str, verdict: Verdict, digest: str) -> None:
+    """Makes this the newest verdict that the log names of its candidate and policy. (A verdict holds no time.)"""
+
+    def following(newest: dict[str, Any] | None) -> dict[str, Any] | None:
+        if newest is not None and newest.get("verdict") == digest:
+            return None
+        return {"candidate": name, "says": verdict.verdict, "policy_name": verdict.policy_name, "verdict": digest}
+
+    store.log.follow("verdict", {"manifest": verdict.candidate, "policy": verdict.policy}, following)
+
+
+def _same(one: Verdict, two: Verdict) -> bool:
+    """Equal in all but wording."""
+
+    def plain(verdict: Verdict) -> bytes:
+        gates = [(gate.gate, [(rule.status, rule.value, rule.limit) for rule in gate.rules]) for gate in verdict.gates]
+        bound = (verdict.candidate, verdict.baseline, verdict.policy, verdict.evidence, verdict.baseline_evidence)
+        return canonical.dumps([verdict.verdict, bound, gates])
+
+    return plain(one) == plain(two)

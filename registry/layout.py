@@ -1,0 +1,127 @@
+"""Where things lie below a registry's root (format 1). Paths and names only; nothing here touches a disk."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gates.errors import UsageError
+
+FORMAT = 1
+
+_FOLDERS = (
+    "blobs/sha256",
+    "manifests",
+    "candidates",
+    "evidence",
+    "verdicts",
+    "channels",
+    "generations",
+    "log",
+    "staging",
+    "leases",
+    "locks",
+)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths below `root`. Links inside are relative, so that a registry can be mounted or moved anywhere."""
+
+    root: Path
+
+    @property
+    def marker(self) -> Path:
+        return self.root / "format.json"
+
+    @property
+    def candidates(self) -> Path:
+        return self.root / "candidates"
+
+    @property
+    def channels(self) -> Path:
+        return self.root / "channels"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+    @property
+    def staging(self) -> Path:
+        return self.root / "staging"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that a new registry has."""
+        return tuple(self.root / name for name in _FOLDERS)
+
+    def blob(self, digest: str) -> Path:
+        return self.root / "blobs" / "sha256" / checked_digest(digest)[:2] / digest
+
+    def manifest(self, digest: str) -> Path:
+        return self.root / "manifests" / f"{checked_digest(digest)}.json"
+
+    def candidate(self, name: str) -> Path:
+        return self.candidates / checked_name(name)
+
+    def model(self, name: str) -> Path:
+        """The folder that vLLM and transformers load: the model and nothing else."""
+        return self.candidate(name) / "model"
+
+    def evidence(self, manifest: str) -> Path:
+        return self.root / "evidence" / checked_digest(manifest)
+
+    def verdicts(self, manifest: str) -> Path:
+        return self.root / "verdicts" / checked_digest(manifest)
+
+    def channel(self, name: str) -> Path:
+        return self.channels / checked_name(name)
+
+    def channel_target(self, candidate: str) -> str:
+        """What a channel's symlink holds."""
+        return f"../candidates/{checked_name(candidate)}/model"
+
+    def generations(self, channel: str) -> Path:
+        return self.root / "generations" / checked_name(channel)
+
+    def step(self, inputs: str) -> Path:
+        """Work in progress, named by the digest of the step's inputs."""
+        return self.staging / checked_digest(inputs)
+
+    def lock(self, name: str) -> Path:
+        return self.locks / f"{name}.lock"
+
+
+def checked_name(name: str) -> str:
+    """`name`, if a candidate or channel may be called so.
+
+    Raises:
+        UsageError: it may not.
+    """
+    if not is_name(name):
+        raise UsageError(
+            f"{name!r} is not a name", remedy="use up to 64 of a-z 0-9 . _ - and begin with a letter or a digit"
+        )
+    return name
+
+
+def is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
+def checked_digest(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise UsageError(f"{digest!r} is not a SHA-256 digest", remedy="give all of its 64 hexadecimal digits")
+    return digest
+
+
+def numbered(number: int) -> str:
+    """The file name of a log entry or a generation."""
+    return f"{number:08d}.json"

@@ -1,0 +1,57 @@
+"""What people and programs see: data on stdout, everything else on stderr, one exit code for each kind of end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from gates.errors import SluiceError
+
+INTERRUPTED = 130
+
+
+def end_with(work: Callable[[], int | None]) -> int:
+    """Runs `work` and gives the exit code; errors of ours are printed, without a traceback.
+
+    A closed pipe (`registry ls | head`) is no error.
+    """
+    try:
+        return work() or 0
+    except SluiceError as error:
+        hint(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        hint("interrupted: what was finished is kept; run the same command again to go on")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def hint(text: str) -> None:
+    """A line for people, on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def data(value: Any) -> None:
+    """A JSON value, on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def text(line: str) -> None:
+    """A line of a command's result, on stdout."""
+    sys.stdout.write(line + "\n")
+
+
+def size(count: int) -> str:
+    """Bytes as people read them, in binary units: 7.1 MiB."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

@@ -1,0 +1,301 @@
+"""The registry on disk, as its users see it: candidates by name, blobs by digest, evidence and verdicts by candidate.
+
+What is visible is complete and durable: blobs come before the manifest that names them, the manifest before the
+candidate, the candidate before the log's entry. Whatever is killed between two of these is done again by the next run,
+which finds what is made already.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gates import canonical
+from gates.errors import BusyError, IntegrityError, UsageError
+from gates.records import Evidence, Record, Verdict
+from registry import adding, channels, commits, fs, marker
+from registry.layout import Layout, checked_name, is_name
+from registry.log import Log
+from registry.manifests import Inputs, Manifest
+
+_MANIFEST_LINK = re.compile(r"\.\./\.\./manifests/([0-9a-f]{64})\.json")
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A named, immutable checkpoint. `folder` is what loaders open: resolve it once (the name may be replaced)."""
+
+    name: str
+    digest: str
+    manifest: Manifest
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    layout: Layout
+
+    @property
+    def log(self) -> Log:
+        return Log(self.layout.log)
+
+    @classmethod
+    def init(cls, root: Path) -> Store:
+        """Makes a registry in `root`; one that is there already stays as it is.
+
+        Raises:
+            UsageError: `root` holds something else.
+        """
+        marker.create(Layout(root.absolute()))
+        return cls.open(root)
+
+    @classmethod
+    def open(cls, root: Path) -> Store:
+        """The registry in `root`; a promotion that was interrupted is finished first.
+
+        Raises:
+            UsageError: there is none, or a newer Sluice made it.
+            IntegrityError: format.json is damaged.
+        """
+        layout = Layout(root.absolute())
+        marker.check(layout)
+        for folder in layout.folders():
+            fs.make_folders(folder)  # copying tools leave empty folders out
+        store = cls(layout)
+        channels.repair(store)
+        return store
+
+    def put(self, data: bytes) -> str:
+        """Keeps `data` as a blob, durably, and gives its digest."""
+        digest = canonical.digest(data)
+        blob = self.layout.blob(digest)
+        fs.make_folders(blob.parent)
+        fs.write_content(blob, data)
+        return digest
+
+    def read(self, digest: str) -> bytes:
+        """
+        Raises:
+            IntegrityError: the blob is missing, or holds something else.
+        """
+        return _content(self.layout.blob(digest), digest, "blob")
+
+    def manifest(self, digest: str) -> Manifest:
+        """
+        Raises:
+            IntegrityError: it is missing, or holds something else.
+        """
+        path = self.layout.manifest(digest)
+        return Manifest.from_bytes(_content(path, digest, "manifest"), where=str(path))
+
+    def names(self) -> list[str]:
+        """The candidates' names, sorted."""
+        return [name for name in fs.entries(self.layout.candidates) if is_name(name)]
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate called `name`, or the one that the channel of that name serves.
+
+        Raises:
+            UsageError: there is neither.
+            IntegrityError: it is damaged.
+        """
+        folder = self.layout.candidate(name)
+        if not os.path.lexists(folder):
+            generation = channels.current(self, name)
+            if generation is None:
+                raise self._unknown(name)
+            name = generation.candidate
+            folder = self.layout.candidate(name)
+        digest = _linked_manifest(folder / "manifest")
+        return Candidate(name, digest, self.manifest(digest), self.layout.model(name))
+
+    def made(self, name: str, inputs: Inputs, *, replace: bool = False) -> Candidate | None:
+        """The candidate `name`, if it is made from `inputs`; None if it is still to be made.
+
+        Raises:
+            UsageError: it is made from something else, and `replace` is not given or a channel serves it; or `name` is
+                a channel's.
+        """
+        if channels.current(self, checked_name(name)) is not None:
+            raise UsageError(f"{name} is the name of a channel", remedy="choose another name for the candidate")
+        if not os.path.lexists(self.layout.candidate(name)):
+            return None
+        try:
+            there = self.candidate(name)
+        except IntegrityError:
+            if not replace:
+                raise
+            commits.refuse_served(self, name)
+            return None
+        differences = there.manifest.inputs.differences(inputs)
+        if not differences:
+            commits.write_log(self, name)
+            return there
+        if not replace:
+            listed = "".join(f"\n  {line}" for line in differences)
+            raise UsageError(
+                f"{name} is made from something else (there / asked for):{listed}",
+                where=str(self.layout.candidate(name)),
+                remedy="choose another name, or make it again with --replace",
+            )
+        commits.refuse_served(self, name)
+        return None
+
+    @contextmanager
+    def step(self, inputs_digest: str) -> Iterator[Path]:
+        """The folder for the work on one step, for this process alone. It stays, so that work goes on after a failure.
+
+        Once `commit` has begun its files are blobs too: write a file beside and rename it, never into the file.
+
+        Raises:
+            BusyError: another process works on the same step.
+        """
+        folder = self.layout.step(inputs_digest)
+        with self.locked(f"step-{inputs_digest}", wait=0, busy="another process works on the same step"):
+            fs.make_folders(folder)
+            yield folder
+
+    def discard(self, inputs_digest: str) -> None:
+        """Removes a step's folder: all of it or, to those who look, none."""
+        folder = self.layout.step(inputs_digest)
+        if folder.is_dir():
+            doomed = fs.beside(folder)
+            fs.rename_folder(folder, doomed)
+            fs.remove_tree(doomed)
+
+    def commit(
+        self, name: str, inputs: Inputs, model: Path, *, attachments: Path | None = None, replace: bool = False
+    ) -> Candidate:
+        """Makes the files below `model` the candidate `name`, without copying them. See `registry.commits.commit`."""
+        return commits.commit(self, name, inputs, model, attachments=attachments, replace=replace)
+
+    def add(self, name: str, source: Path, *, replace: bool = False) -> Candidate:
+        """Copies the checkpoint in `source` to a new candidate. See `registry.adding.add`."""
+        return adding.add(self, name, source, replace=replace)
+
+    def add_evidence(self, evidence: Evidence, *, rows: bytes, responses: bytes, timings: dict[str, Any]) -> str:
+        """Records `evidence`, with its rows and raw responses, and gives its digest.
+
+        Args:
+            rows, responses: the blobs that the evidence names; empty where it names none.
+            timings: what differs from run to run; it goes into the log.
+
+        Raises:
+            IntegrityError: rows or responses are not those that the evidence names, or its candidate is missing.
+        """
+        self.manifest(evidence.candidate)
+        for what, stated, data in (("rows", evidence.rows, rows), ("responses", evidence.responses, responses)):
+            given = canonical.digest(data) if data or stated is not None else None
+            if stated != given:
+                raise IntegrityError(f"the evidence names other {what} than those given: {stated} / {given}")
+            if stated is not None:
+                self.put(data)
+        digest = self._record(self.layout.evidence(evidence.candidate), evidence)
+        about = {"manifest": evidence.candidate, "pack": evidence.pack, "timings": timings}
+        self.log.follow("evidence", {"evidence": digest}, lambda newest: None if newest else about)
+        return digest
+
+    def evidence(self, manifest_digest: str) -> dict[str, Evidence]:
+        """All evidence on a candidate, by digest, sorted.
+
+        Raises:
+            IntegrityError: a record is damaged, or lies where it does not belong.
+        """
+        return _records(self.layout.evidence(manifest_digest), Evidence, manifest_digest)
+
+    def evidence_digests(self, manifest_digest: str) -> list[str]:
+        """The digests of all evidence on a candidate, sorted, without reading any."""
+        return [name.removesuffix(".json") for name in fs.entries(self.layout.evidence(manifest_digest))]
+
+    def add_verdict(self, verdict: Verdict) -> str:
+        """Records `verdict` and gives its digest. Which one is the newest the log says: judging writes it there.
+
+        Raises:
+            IntegrityError: its candidate is missing.
+        """
+        self.manifest(verdict.candidate)
+        return self._record(self.layout.verdicts(verdict.candidate), verdict)
+
+    def verdicts(self, manifest_digest: str) -> dict[str, Verdict]:
+        """All verdicts on a candidate, by digest, sorted. Raises as `evidence` does."""
+        return _records(self.layout.verdicts(manifest_digest), Verdict, manifest_digest)
+
+    @contextmanager
+    def locked(self, key: str, *, wait: float, busy: str) -> Iterator[None]:
+        """Keeps other processes out while the block runs, where locks work. Nothing may rest on that alone.
+
+        Args:
+            wait: for how many seconds the lock is waited for.
+
+        Raises:
+            BusyError: somebody else has it; `busy` says what they do.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.layout.lock(key))
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout:
+            raise BusyError(
+                busy, where=str(self.layout.lock(key)), remedy="wait for it, or end it; then run this again"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _record(self, folder: Path, record: Record) -> str:
+        digest = record.identity()
+        fs.make_folders(folder)
+        fs.write_content(folder / f"{digest}.json", record.to_bytes())
+        return digest
+
+    def _unknown(self, name: str) -> UsageError:
+        known = self.names() + channels.names(self)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:10]
+        remedy = f"there is {', '.join(near)}" if near else "there are none yet: registry add NAME FOLDER"
+        return UsageError(f"there is no candidate or channel {name!r}", where=str(self.layout.root), remedy=remedy)
+
+
+def _content(path: Path, digest: str, what: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise IntegrityError(f"the {what} {digest} is missing", where=str(path)) from None
+    if canonical.digest(data) != digest:
+        raise IntegrityError(
+            f"the {what} is damaged: its SHA-256 is {canonical.digest(data)}, expected {digest}", where=str(path)
+        )
+    return data
+
+
+def _linked_manifest(link: Path) -> str:
+    """The digest that a candidate's `manifest` link leads to; the link is read, not followed."""
+    try:
+        match = _MANIFEST_LINK.fullmatch(str(link.readlink()))
+    except OSError:
+        match = None
+    if match is None:
+        raise IntegrityError(
+            "the candidate has no link to its manifest", where=str(link), remedy="make it again with --replace"
+        )
+    return match[1]
+
+
+def _records(folder: Path, kind: type[AnyRecord], candidate: str) -> dict[str, AnyRecord]:
+    found = {}
+    for name in fs.entries(folder):
+        path, digest = folder / name, name.removesuffix(".json")
+        record = kind.from_bytes(_content(path, digest, "record"), where=str(path))
+        if record.model_dump()["candidate"] != candidate:
+            raise IntegrityError("this record is about another candidate", where=str(path))
+        found[digest] = record
+    return found

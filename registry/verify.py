@@ -1,0 +1,237 @@
+"""Is a candidate still what its manifest says? Everything that is wrong is found at once, and nothing is changed.
+
+Structural: links, names, sizes, headers and config.json; moments. Full: every byte hashed, every number looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gates.canonical import digest as digest_of
+from gates.errors import IntegrityError, SluiceError
+from registry import fs
+from registry.checkpoint import examine
+from registry.completeness import Problem, is_scale
+from registry.layout import Layout
+from registry.manifests import File, Manifest
+from registry.progress import progress
+from registry.store import Store
+from registry.tensors import Tensor, read_header
+from registry.values import all_positive, holds_no_number
+
+__all__ = ["Problem", "verify"]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_WORKERS = min(4, os.cpu_count() or 1)
+
+
+def verify(store: Store, name: str, *, full: bool) -> list[Problem]:
+    """What is wrong with the candidate or channel `name`; nothing, if the list is empty.
+
+    Args:
+        full: hash every byte and look at every number too, with progress.
+
+    Raises:
+        UsageError: nothing is called so.
+    """
+    layout = store.layout
+    candidate, problems = _candidate(store, name)
+    if candidate is None:
+        return problems
+    manifest, found = _manifest(layout, candidate)
+    problems += found
+    files: dict[str, File] = manifest.files if manifest else {}
+    if manifest:
+        problems += _links(layout, candidate, files)
+    problems += _structure(layout, candidate, manifest)
+    attached, found = _attachments(layout, candidate)
+    problems += found
+    if full:
+        model, attachments = layout.model(candidate), layout.candidate(candidate) / "attachments"
+        digests = {model / name: file.digest for name, file in files.items()}
+        digests |= {attachments / name: digest for name, digest in attached.items()}
+        problems += _bytes(layout, candidate, digests)
+    return problems
+
+
+def _candidate(store: Store, name: str) -> tuple[str | None, list[Problem]]:
+    """The candidate's own name, be `name` that or a channel."""
+    layout = store.layout
+    channel = layout.channel(name)
+    if layout.candidate(name).is_dir():
+        return name, []
+    if channel.is_symlink():
+        target = channel.readlink()
+        candidate = target.parent.name
+        where = _relative(layout, channel)
+        if str(target) != f"../candidates/{candidate}/model":
+            return None, [Problem(where, f"the channel leads to {target}", "../candidates/<name>/model")]
+        if not layout.candidate(candidate).is_dir():
+            return None, [Problem(where, f"the channel leads to {candidate}, which is not there")]
+        return candidate, []
+    return store.candidate(name).name, []
+
+
+def _manifest(layout: Layout, candidate: str) -> tuple[Manifest | None, list[Problem]]:
+    link = layout.candidate(candidate) / "manifest"
+    where = _relative(layout, link)
+    try:
+        target = link.readlink()
+    except OSError as error:
+        return None, [Problem(where, f"there is no link to the manifest: {error.strerror}")]
+    digest = target.stem
+    if str(target) != f"../../manifests/{digest}.json":
+        return None, [Problem(where, f"the link leads to {target}", "../../manifests/<digest>.json")]
+    path = link.parent / target
+    where = f"manifests/{target.name}"
+    try:
+        data = path.read_bytes()
+        manifest = Manifest.from_bytes(data, where=where)
+    except OSError as error:
+        return None, [Problem(where, f"the manifest cannot be read: {error.strerror}")]
+    except IntegrityError as error:
+        return None, [Problem(where, error.what)]
+    if digest_of(data) != digest:
+        return manifest, [Problem(where, f"the manifest is not what its name says: {digest_of(data)}", digest)]
+    return manifest, []
+
+
+def _links(layout: Layout, candidate: str, files: dict[str, File]) -> Iterator[Problem]:
+    """The model's folder holds a link for each file of the manifest, to its blob, and nothing else."""
+    folder = layout.model(candidate)
+    for name in sorted(_names(folder) | files.keys()):
+        path = folder / name
+        where = _relative(layout, path)
+        if name not in files:
+            yield Problem(where, "the manifest does not name this file")
+            continue
+        blob = layout.blob(files[name].digest)
+        if not path.is_symlink():
+            there = "it is no link" if path.exists() else "it is missing"
+            yield Problem(where, there, f"a link to {_relative(layout, blob)}")
+        elif not _leads_to(path, blob):
+            yield Problem(where, f"the link leads to {path.readlink()}", _relative(layout, blob))
+        elif not blob.is_file() or blob.is_symlink():
+            yield Problem(where, f"its blob {_relative(layout, blob)} is missing, or no regular file")
+        elif blob.stat().st_size != files[name].size:
+            yield Problem(where, f"{blob.stat().st_size} bytes", f"{files[name].size} bytes")
+
+
+def _attachments(layout: Layout, candidate: str) -> tuple[dict[str, str], list[Problem]]:
+    """The digests of the candidate's attachments by name, as their links state them, and links that are wrong."""
+    folder = layout.candidate(candidate) / "attachments"
+    digests, problems = {}, []
+    for name in sorted(_names(folder)):
+        path = folder / name
+        digest = path.readlink().name if path.is_symlink() else ""
+        if not _DIGEST.fullmatch(digest) or not _leads_to(path, layout.blob(digest)):
+            problems.append(Problem(_relative(layout, path), "it is no link to a blob"))
+        elif not layout.blob(digest).is_file():
+            problems.append(
+                Problem(_relative(layout, path), f"its blob {_relative(layout, layout.blob(digest))} is missing")
+            )
+        else:
+            digests[name] = digest
+    return digests, problems
+
+
+def _leads_to(link: Path, blob: Path) -> bool:
+    """Whether the link itself names the blob; no other link is followed on the way."""
+    return os.path.normpath(link.parent / link.readlink()) == os.path.normpath(blob)
+
+
+def _names(folder: Path) -> set[str]:
+    """Every file and link below `folder`, however deep."""
+    return {
+        Path(base, name).relative_to(folder).as_posix()
+        for base, folders, names in os.walk(folder)
+        for name in [*names, *(each for each in folders if Path(base, each).is_symlink())]
+    }
+
+
+def _structure(layout: Layout, candidate: str, manifest: Manifest | None) -> list[Problem]:
+    folder = layout.model(candidate)
+    prefix = _relative(layout, folder)
+    try:
+        shape, found = examine(folder)
+    except SluiceError as error:
+        return [Problem(prefix, error.what)]
+    problems = [Problem(f"{prefix}/{problem.file}", problem.what, problem.expected) for problem in found]
+    if manifest and shape and not problems and shape != manifest.shape:
+        problems.append(Problem(prefix, f"the model is {shape}", f"{manifest.shape}, as the manifest says"))
+    return problems
+
+
+def _bytes(layout: Layout, candidate: str, digests: dict[Path, str]) -> list[Problem]:
+    """Every byte against its digest, and every number, files side by side."""
+    readable = {path: digest for path, digest in sorted(digests.items()) if layout.blob(digest).is_file()}
+    total = sum(layout.blob(digest).stat().st_size for digest in readable.values())
+    lock = threading.Lock()
+    with progress(f"verify {candidate}", total=total, unit="B") as bar, ThreadPoolExecutor(_WORKERS) as workers:
+
+        def advance(count: int) -> None:
+            with lock:
+                bar.advance(count)
+
+        def check(item: tuple[Path, str]) -> list[Problem]:
+            path, digest = item
+            return list(_file(_relative(layout, path), layout.blob(digest), digest, advance))
+
+        return [problem for problems in workers.map(check, readable.items()) for problem in problems]
+
+
+def _file(where: str, blob: Path, digest: str, advance: Callable[[int], None]) -> Iterator[Problem]:
+    tensors: dict[str, Tensor] = {}
+    if where.endswith(".safetensors"):
+        try:
+            tensors = read_header(blob)
+        except IntegrityError:
+            tensors = {}  # which the structural part reports
+    try:
+        actual, bad = _read(blob, tensors, advance)
+    except OSError as error:
+        yield Problem(where, f"it cannot be read: {error.strerror}")
+        return
+    if actual != digest:
+        yield Problem(where, f"its bytes have the digest {actual}", digest)
+    for tensor in bad:
+        kind = "finite numbers above 0" if is_scale(tensor) else "finite numbers"
+        yield Problem(where, f"tensor {tensor}: NaN, infinity or another impossible value", kind)
+
+
+def _read(path: Path, tensors: dict[str, Tensor], advance: Callable[[int], None]) -> tuple[str, list[str]]:
+    """The file's SHA-256, and the tensors that hold a number which cannot be; in one reading."""
+    sha, bad = hashlib.sha256(), []
+    with path.open("rb") as file:
+
+        def chunks(end: int) -> Iterator[bytes]:
+            while (position := file.tell()) < end and (chunk := file.read(min(fs.CHUNK, end - position))):
+                sha.update(chunk)
+                advance(len(chunk))
+                yield chunk
+
+        for name, tensor in tensors.items():
+            for _ in chunks(tensor.begin):
+                pass
+            # `all` stops at the first bad chunk; the loop after it hashes what is left of this tensor
+            if not all(_possible(name, tensor.dtype, chunk) for chunk in chunks(tensor.end)):
+                bad.append(name)
+        for _ in chunks(path.stat().st_size):
+            pass
+    return sha.hexdigest(), bad
+
+
+def _possible(name: str, dtype: str, data: bytes) -> bool:
+    if is_scale(name) and dtype == "F32":
+        return all_positive(data)
+    return not holds_no_number(dtype, data)
+
+
+def _relative(layout: Layout, path: Path) -> str:
+    return path.relative_to(layout.root).as_posix()

@@ -1,0 +1,600 @@
+"""The store: what is visible is complete, what is made is found, and nothing gets in that does not belong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gates.errors import BusyError, IntegrityError, UsageError
+from registry import fs
+from registry.manifests import CODE, Inputs, Manifest, MixUse, Taken
+from registry.marker import Format
+from registry.store import Store
+from tests.support import invariants, stores, tiny
+from tests.support.invariants import killed_everywhere
+from tests.support.processes import KILLED, dying_at, end, start, together
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store.init(tmp_path / "models")
+
+
+def tree(folder: Path) -> dict[str, bytes | str]:
+    """Every file and link below `folder`, with what it holds."""
+    return {
+        path.relative_to(folder).as_posix(): str(path.readlink()) if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def worked(store: Store, inputs: Inputs, *, seed: int = 1, bare: bool = False) -> Path:
+    """What a stage leaves in its step's folder."""
+    return stores.checkpoint(store.layout.step(inputs.identity()) / "model", seed=seed, bare=bare)
+
+
+# A registry
+
+
+def test_a_registry_made_again_stays_as_it_is(store, tmp_path):
+    stores.add(store, "toy", tmp_path)
+    before = tree(store.layout.root)
+    Store.init(store.layout.root)
+    assert tree(store.layout.root) == before
+
+
+def test_a_folder_without_a_marker_is_refused_with_the_command_that_makes_one(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        Store.open(tmp_path)
+    assert "registry init" in str(caught.value)
+
+
+def test_a_folder_that_holds_something_else_is_not_made_a_registry(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="not empty"):
+        Store.init(tmp_path)
+    assert tree(tmp_path) == {"thesis.tex": b"years of work"}
+    with pytest.raises(UsageError, match="not a folder"):
+        Store.init(tmp_path / "thesis.tex")
+
+
+def test_hidden_files_do_not_keep_a_folder_from_becoming_a_registry(tmp_path):
+    (tmp_path / ".gitignore").write_text("*\n")
+    Store.init(tmp_path)
+    invariants.check(tmp_path)
+
+
+def test_a_registry_of_a_newer_format_or_of_something_else_is_refused(store):
+    marker = store.layout.marker
+    for content, message in (
+        (Format(kind="sluice-registry", format=2), "format 2"),
+        (Format(kind="wine-cellar", format=1), "wine-cellar"),
+    ):
+        marker.unlink()
+        marker.write_bytes(content.to_bytes())
+        with pytest.raises(UsageError, match=message):
+            Store.open(store.layout.root)
+    marker.unlink()
+    marker.write_bytes(b"{")
+    with pytest.raises(IntegrityError):
+        Store.open(store.layout.root)
+
+
+def test_the_marker_of_format_1_still_reads_and_writes_as_the_same_bytes(project):
+    data = (project / "tests/golden/format1/format.json").read_bytes()
+    assert Format.from_bytes(data).to_bytes() == data
+    assert Format.from_bytes(data).format == 1
+
+
+def test_an_init_killed_anywhere_is_made_whole_by_the_next(tmp_path):
+    for killed_at in range(1, 200):
+        root = tmp_path / str(killed_at)
+        status = end(start(dying_at(killed_at, lambda root=root: Store.init(root))))
+        Store.init(root)
+        invariants.check(root)
+        if status == 0:
+            return
+    pytest.fail("init never finished")
+
+
+# Blobs
+
+
+def test_a_blob_is_kept_once_read_only_and_under_its_digest(store):
+    digest = store.put(b"rows")
+    assert store.put(b"rows") == digest
+    assert store.read(digest) == b"rows"
+    assert store.layout.blob(digest).stat().st_mode & 0o222 == 0
+
+
+def test_a_damaged_blob_is_never_handed_out_and_is_mended_by_putting_it_again(store):
+    digest = store.put(b"rows")
+    path = store.layout.blob(digest)
+    path.chmod(0o644)
+    path.write_bytes(b"rowz")
+    with pytest.raises(IntegrityError, match="damaged"):
+        store.read(digest)
+    store.put(b"rows")
+    assert store.read(digest) == b"rows"
+    path.unlink()
+    with pytest.raises(IntegrityError, match="missing"):
+        store.read(digest)
+
+
+# Adding
+
+
+def test_an_added_checkpoint_is_a_folder_of_links_with_a_manifest(store, tmp_path):
+    source = tiny.write_checkpoint(tmp_path / "source", shards=2)
+    candidate = store.add("toy", source)
+    assert candidate.name == "toy"
+    assert candidate.manifest.inputs.op == "add"
+    assert (candidate.manifest.shape.experts, candidate.manifest.shape.top_k) == (4, 2)
+    assert candidate.folder == store.layout.model("toy")
+    assert tree(source) == {name: (candidate.folder / name).read_bytes() for name in candidate.manifest.files}
+    assert candidate.manifest.size == sum(len(data) for data in tree(source).values())
+    invariants.check(store.layout.root)
+
+
+def test_the_source_is_only_read(store, tmp_path):
+    source = stores.checkpoint(tmp_path / "source")
+    before = {
+        path.name: (path.stat().st_ino, path.stat().st_mode, path.stat().st_mtime_ns) for path in source.iterdir()
+    }
+    store.add("toy", source)
+    after = {path.name: (path.stat().st_ino, path.stat().st_mode, path.stat().st_mtime_ns) for path in source.iterdir()}
+    assert after == before
+    assert not any((store.layout.model("toy") / name).samefile(source / name) for name in before)
+
+
+def test_what_was_added_again_from_the_same_files_is_found(store, tmp_path, capsys):
+    first = stores.add(store, "toy", tmp_path)
+    before = tree(store.layout.root)
+    copy = shutil.copytree(tmp_path / "toy-0", tmp_path / "elsewhere")
+    assert store.add("toy", copy) == first
+    assert "is there already" in capsys.readouterr().err
+    assert tree(store.layout.root) == before
+
+
+def test_other_files_under_the_same_name_are_refused_and_the_differences_named(store, tmp_path):
+    first = stores.add(store, "toy", tmp_path)
+    other = stores.checkpoint(tmp_path / "other", seed=1)
+    (other / "merges.txt").write_text("a b\n")
+    with pytest.raises(UsageError) as caught:
+        store.add("toy", other)
+    text = str(caught.value)
+    assert "model.safetensors" in text
+    assert "merges.txt: missing / 4 bytes" in text
+    assert "config.json" not in text
+    assert "--replace" in text
+    assert store.candidate("toy") == first
+
+
+def test_replacing_gives_the_name_to_other_files_and_keeps_the_old_manifest(store, tmp_path):
+    first = stores.add(store, "toy", tmp_path)
+    second = stores.add(store, "toy", tmp_path, seed=1, replace=True)
+    assert store.candidate("toy") == second
+    assert second.digest != first.digest
+    assert store.manifest(first.digest) == first.manifest
+    assert store.log.newest("candidate", name="toy") == {
+        "name": "toy",
+        "manifest": second.digest,
+        "op": "add",
+        "replaced": first.digest,
+    }
+    invariants.check(store.layout.root)
+
+
+def test_two_candidates_share_the_files_that_they_have_in_common(store, tmp_path):
+    stores.add(store, "one", tmp_path)
+    stores.add(store, "two", tmp_path, seed=1)
+    ones, twos = (store.layout.model(name) for name in ("one", "two"))
+    assert (ones / "tokenizer.json").samefile(twos / "tokenizer.json")
+    assert not (ones / "model.safetensors").samefile(twos / "model.safetensors")
+
+
+def test_what_is_no_part_of_a_model_stays_where_it_is(store, tmp_path, capsys):
+    source = stores.checkpoint(tmp_path / "source")
+    for name in ("README.md", "LICENSE", "picture.png", ".gitattributes"):
+        (source / name).write_text("text")
+    (source / ".git").mkdir()
+    (source / ".git/config").write_text("text")
+    candidate = store.add("toy", source)
+    assert set(candidate.manifest.files) == {
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert "LICENSE, README.md, picture.png" in capsys.readouterr().err
+
+
+def test_links_that_stay_inside_the_source_are_followed(store, tmp_path):
+    source = stores.checkpoint(tmp_path / "source")
+    (source / ".shards").mkdir()
+    (source / "model.safetensors").rename(source / ".shards/first")
+    (source / "model.safetensors").symlink_to(".shards/first")
+    candidate = store.add("toy", source)
+    assert candidate.manifest.files["model.safetensors"].size == (source / ".shards/first").stat().st_size
+    assert not store.layout.blob(candidate.manifest.files["model.safetensors"].digest).is_symlink()
+
+
+def _link_out(source: Path) -> None:
+    (source.parent / "secret.json").write_text("{}")
+    (source / "extra.json").symlink_to("../secret.json")
+
+
+def _link_out_through_a_folder(source: Path) -> None:
+    (source / "more").symlink_to("..")
+    (source / "extra.json").symlink_to("more/source/../secret.json")
+    (source.parent / "secret.json").write_text("{}")
+
+
+def _pickle(source: Path) -> None:
+    (source / "model.safetensors").write_bytes(b"\x80\x02c__builtin__\neval\n(X\x01\x00\x00\x001tR.")
+
+
+HOSTILE: list[tuple[Callable[[Path], object], str]] = [
+    (_link_out, "leaves the source"),
+    (_link_out_through_a_folder, "leaves the source"),
+    (lambda source: (source / "extra.json").symlink_to("/etc/passwd"), "leaves the source"),
+    (lambda source: (source / "extra.json").symlink_to("extra.json"), "leads nowhere"),
+    (lambda source: (source / "extra.json").symlink_to("gone.json"), "leads nowhere"),
+    (lambda source: (source / "all").symlink_to("."), "a link to a folder"),
+    (lambda source: os.mkfifo(source / "extra.json"), "neither a file nor a folder"),
+    (lambda source: (source / "-rf.json").write_text("{}"), "cannot be kept"),
+    (lambda source: (source / "two\nlines.json").write_text("{}"), "cannot be kept"),
+    (lambda source: (source / ("x" * 240 + ".json")).write_text("{}"), "cannot be kept"),
+    (
+        lambda source: (
+            (source / "Config.JSON.json").write_text("{}") and (source / "config.json.json").write_text("{}")
+        ),
+        "case",
+    ),
+    (_pickle, "pickle"),
+    (lambda source: (source / "weights.bin").write_bytes(b"PK\x03\x04" + bytes(60)), "zip archive"),
+    (lambda source: (source / "model.safetensors").write_bytes(b"{}"), "not whole"),
+    (lambda source: (source / "model.safetensors").unlink(), "not whole"),
+    (lambda source: (source / "config.json").unlink(), "config.json"),
+    (lambda source: (source / "config.json").write_text('{"model_type": "novel"}'), "novel"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), HOSTILE)
+def test_a_source_that_attacks_or_is_damaged_is_refused_and_leaves_nothing(store, tmp_path, spoil, message):
+    source = stores.checkpoint(tmp_path / "source")
+    spoil(source)
+    with pytest.raises((UsageError, IntegrityError), match=message):
+        store.add("toy", source)
+    assert {name for name in tree(store.layout.root) if not name.startswith("locks/")} == {"format.json"}
+    assert store.names() == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../toy",
+        "/toy",
+        "a/b",
+        "-rf",
+        ".tmp-1",
+        "Toy",
+        "toy\n",
+        "to\ny",
+        "to\0y",
+        "toy ",
+        "tóy",
+        "x" * 65,
+        "x" * 300,
+    ],
+)
+def test_names_that_attack_are_refused_everywhere(store, tmp_path, name):
+    source = stores.checkpoint(tmp_path / "source")
+    inputs = Inputs(op="prune", parent=None, settings={}, code=CODE)
+    before = tree(tmp_path)
+    for use in (
+        lambda: store.add(name, source),
+        lambda: store.candidate(name),
+        lambda: store.made(name, inputs),
+        lambda: store.commit(name, inputs, source),
+    ):
+        with pytest.raises(UsageError, match="is not a name"):
+            use()
+    assert tree(tmp_path) == before
+
+
+def test_a_source_that_is_no_folder_is_refused(store, tmp_path):
+    for source in (tmp_path / "missing", store.layout.marker):
+        with pytest.raises(UsageError, match="no such folder"):
+            store.add("toy", source)
+
+
+# Looking up
+
+
+def test_an_unknown_name_is_answered_with_the_near_ones(store, tmp_path):
+    with pytest.raises(UsageError, match="registry add"):
+        store.candidate("toy")
+    stores.add(store, "v7b", tmp_path)
+    stores.add(store, "qwen", tmp_path)
+    with pytest.raises(UsageError) as caught:
+        store.candidate("v7a")
+    assert "there is v7b" in str(caught.value)
+    assert store.names() == ["qwen", "v7b"]
+
+
+def test_a_manifest_that_was_changed_is_found(store, tmp_path):
+    candidate = stores.add(store, "toy", tmp_path)
+    path = store.layout.manifest(candidate.digest)
+    data = path.read_bytes()
+    path.unlink()
+    with pytest.raises(IntegrityError, match="missing"):
+        store.candidate("toy")
+    path.write_bytes(data.replace(b'"experts":2', b'"experts":3'))
+    with pytest.raises(IntegrityError, match="damaged"):
+        store.candidate("toy")
+
+
+def test_a_candidate_whose_manifest_is_damaged_can_be_made_again(store, tmp_path):
+    candidate = stores.add(store, "toy", tmp_path)
+    path = store.layout.manifest(candidate.digest)
+    path.unlink()
+    path.write_bytes(b"{}")
+    with pytest.raises(IntegrityError):
+        stores.add(store, "toy", tmp_path)
+    assert stores.add(store, "toy", tmp_path, replace=True) == candidate
+    invariants.check(store.layout.root)
+
+
+# Making
+
+
+@pytest.fixture
+def parent(store, tmp_path):
+    return stores.add(store, "toy", tmp_path)
+
+
+def test_a_candidate_made_again_from_the_same_inputs_is_found(store, parent):
+    inputs = stores.pruned(parent)
+    assert store.made("v7b", inputs) is None
+    with store.step(inputs.identity()):
+        made = store.commit("v7b", inputs, worked(store, inputs))
+    store.discard(inputs.identity())
+    before = tree(store.layout.root)
+    assert store.made("v7b", inputs) == made
+    assert store.commit("v7b", inputs, Path("nothing here is looked at")) == made
+    assert tree(store.layout.root) == before
+    invariants.check(store.layout.root)
+
+
+def test_other_inputs_under_the_same_name_are_refused_with_both_values(store, parent):
+    inputs, other = stores.pruned(parent, "0.25"), stores.pruned(parent, "0.5")
+    store.commit("v7b", inputs, worked(store, inputs))
+    with pytest.raises(UsageError) as caught:
+        store.made("v7b", other)
+    assert "settings.compression: 0.25 / 0.5" in str(caught.value)
+    assert "parent" not in str(caught.value)
+    assert store.made("v7b", other, replace=True) is None
+    replaced = store.commit("v7b", other, worked(store, other, seed=2), replace=True)
+    assert store.candidate("v7b") == replaced
+    invariants.check(store.layout.root)
+
+
+def test_the_same_work_gives_the_same_identity_whenever_and_whatever_it_is_called(store, parent):
+    inputs = stores.pruned(parent)
+    first = store.commit("v7b", inputs, worked(store, inputs))
+    second = store.commit("again", inputs, worked(store, inputs))
+    assert first.digest == second.digest
+
+
+def test_files_are_not_copied_but_become_blobs(store, parent):
+    inputs = stores.pruned(parent)
+    model = worked(store, inputs)
+    inode = (model / "model.safetensors").stat().st_ino
+    candidate = store.commit("v7b", inputs, model)
+    assert (candidate.folder / "model.safetensors").stat().st_ino == inode
+
+
+def test_attachments_lie_beside_the_model_and_are_no_part_of_it(store, parent):
+    inputs = stores.pruned(parent)
+    attachments = store.layout.step(inputs.identity()) / "attachments"
+    (attachments / "plots").mkdir(parents=True)
+    (attachments / "plots/scores.svg").write_text("<svg/>")
+    candidate = store.commit("v7b", inputs, worked(store, inputs), attachments=attachments)
+    kept = store.layout.candidate("v7b") / "attachments/plots/scores.svg"
+    assert kept.read_text() == "<svg/>"
+    assert kept.is_symlink()
+    assert "plots/scores.svg" not in candidate.manifest.files
+    assert not (candidate.folder / "plots").exists()
+    invariants.check(store.layout.root)
+
+
+def test_sub_folders_of_a_model_are_kept(store, tmp_path):
+    source = stores.checkpoint(tmp_path / "source")
+    (source / "1_Pooling/deep").mkdir(parents=True)
+    (source / "1_Pooling/deep/config.json").write_text("{}")
+    candidate = store.add("toy", source)
+    assert (candidate.folder / "1_Pooling/deep/config.json").read_text() == "{}"
+    invariants.check(store.layout.root)
+
+
+def test_what_a_candidate_was_made_from_must_be_there(store, parent):
+    orphan = Inputs(op="prune", parent="0" * 64, settings={}, code=CODE)
+    mix = MixUse(name="broad", rows="1" * 64, datasets=(Taken(dataset="a.jsonl", count=1),))
+    blind = Inputs(op="prune", parent=parent.digest, settings={}, mix=mix, code=CODE)
+    for inputs in (orphan, blind):
+        with pytest.raises(IntegrityError, match="missing"):
+            store.commit("v7b", inputs, worked(store, inputs))
+    assert store.names() == ["toy"]
+
+
+def test_a_checkpoint_that_is_not_whole_never_gets_a_name(store, parent):
+    inputs = stores.pruned(parent)
+    model = worked(store, inputs)
+    (model / "config.json").write_text(
+        (model / "config.json").read_text().replace('"num_experts": 2', '"num_experts": 3')
+    )
+    with pytest.raises(IntegrityError):
+        store.commit("v7b", inputs, model)
+    assert store.names() == ["toy"]
+    assert len(invariants.visible(store.layout.root / "manifests")) == 1
+
+
+def test_a_link_in_a_stage_s_folder_is_refused(store, parent):
+    inputs = stores.pruned(parent)
+    model = worked(store, inputs)
+    (model / "extra.json").symlink_to(store.layout.marker)
+    with pytest.raises(IntegrityError, match="neither a file nor a folder"):
+        store.commit("v7b", inputs, model)
+
+
+# Steps
+
+
+def test_a_step_is_one_process_s_alone_and_its_folder_stays(store):
+    def intrude() -> None:
+        with pytest.raises(BusyError), store.step("a" * 64):
+            pass
+
+    with store.step("a" * 64) as folder:
+        (folder / "layer-3").write_text("done")
+        assert end(start(intrude)) == 0
+        with store.step("b" * 64):
+            pass
+    with store.step("a" * 64) as folder:
+        assert (folder / "layer-3").read_text() == "done"
+    store.discard("a" * 64)
+    store.discard("a" * 64)
+    assert not folder.exists()
+
+
+def test_a_step_whose_process_was_killed_is_free_at_once(store):
+    def work() -> None:
+        with store.step("a" * 64) as folder:
+            (folder / "layer-3").write_text("done")
+            os._exit(KILLED)
+
+    assert end(start(work)) == KILLED
+    with store.step("a" * 64) as folder:
+        assert (folder / "layer-3").read_text() == "done"
+
+
+# Evidence and verdicts
+
+
+def test_evidence_is_kept_under_its_digest_with_its_rows_and_its_timings_in_the_log(store, parent):
+    evidence, rows, responses = stores.evidence_on(parent.digest, right=9)
+    digest = store.add_evidence(evidence, rows=rows, responses=responses, timings={"seconds": 3.25})
+    assert store.evidence(parent.digest) == {digest: evidence}
+    assert store.evidence_digests(parent.digest) == [digest]
+    assert store.read(evidence.rows) == rows
+    assert store.log.newest("evidence", evidence=digest)["timings"] == {"seconds": 3.25}
+    before = tree(store.layout.root)
+    assert store.add_evidence(evidence, rows=rows, responses=responses, timings={"seconds": 9}) == digest
+    assert tree(store.layout.root) == before
+    invariants.check(store.layout.root)
+
+
+def test_evidence_with_other_rows_than_it_names_is_refused(store, parent):
+    evidence, rows, responses = stores.evidence_on(parent.digest, right=9)
+    for given in ({"rows": rows + b"\n", "responses": responses}, {"rows": rows, "responses": b""}):
+        with pytest.raises(IntegrityError, match="other"):
+            store.add_evidence(evidence, **given, timings={})
+    alone = evidence.model_copy(update={"rows": None, "responses": None})
+    with pytest.raises(IntegrityError, match="other rows"):
+        store.add_evidence(alone, rows=rows, responses=b"", timings={})
+    assert store.evidence(parent.digest) == {}
+    stranger = evidence.model_copy(update={"candidate": "0" * 64})
+    with pytest.raises(IntegrityError, match="missing"):
+        store.add_evidence(stranger, rows=rows, responses=responses, timings={})
+    assert store.add_evidence(alone, rows=b"", responses=b"", timings={}) in store.evidence(parent.digest)
+
+
+def test_evidence_and_verdicts_that_were_changed_or_moved_are_found(store, parent, tmp_path):
+    other = stores.add(store, "other", tmp_path, seed=1)
+    verdict = stores.judge(store, "toy", stores.write_policy(tmp_path / "floor.yaml"))
+    assert list(store.verdicts(parent.digest).values()) == [verdict]
+    for folder, read in ((store.layout.evidence, store.evidence), (store.layout.verdicts, store.verdicts)):
+        (path,) = folder(parent.digest).iterdir()
+        fs.make_folders(folder(other.digest))
+        moved = folder(other.digest) / path.name
+        shutil.copy(path, moved)
+        with pytest.raises(IntegrityError, match="another candidate"):
+            read(other.digest)
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data + b" ")
+        with pytest.raises(IntegrityError, match="damaged"):
+            read(parent.digest)
+
+
+# Several writers, and ends without warning
+
+
+def test_of_writers_of_different_files_under_one_name_one_wins_and_the_others_are_told(store, tmp_path):
+    def write(seed: int) -> None:
+        try:
+            stores.add(store, "toy", tmp_path, seed=seed)
+        except UsageError:
+            os._exit(3)
+
+    ends = together([lambda seed=seed: write(seed) for seed in range(6)])
+    assert sorted(ends) == [0, 3, 3, 3, 3, 3]
+    invariants.check(store.layout.root)
+
+
+def test_writers_of_the_same_work_all_find_it_made(store, parent):
+    inputs = stores.pruned(parent)
+    models = [stores.checkpoint(store.layout.staging / f"{number:064x}" / "model", seed=1) for number in range(6)]
+    assert together([lambda model=model: store.commit("v7b", inputs, model) for model in models]) == [0] * 6
+    assert [entry.about["name"] for entry in store.log.entries()].count("v7b") == 1
+    invariants.check(store.layout.root)
+
+
+def test_an_add_killed_anywhere_converges_when_it_is_run_again(tmp_path):
+    source = stores.checkpoint(tmp_path / "source", bare=True)
+    killed_everywhere(tmp_path, Store.init, lambda store: store.add("toy", source))
+
+
+@pytest.mark.parametrize("call", ["renameat2", "three renames"])
+def test_a_replacement_killed_anywhere_converges_when_it_is_run_again(tmp_path, monkeypatch, call):
+    if call == "three renames":
+
+        def refuse(*_: Path) -> None:
+            raise OSError(fs.errno.ENOSYS, "no such call")
+
+        monkeypatch.setattr(fs, "_rename_exchange", refuse)
+    parent = stores.checkpoint(tmp_path / "parent", bare=True)
+
+    def prepare(root: Path) -> None:
+        store = Store.init(root)
+        inputs = stores.pruned(store.add("toy", parent), "0.25")
+        store.commit("v7b", inputs, worked(store, inputs, bare=True))
+        store.discard(inputs.identity())
+
+    def work(store: Store) -> None:
+        inputs = stores.pruned(store.candidate("toy"), "0.5")
+        if store.made("v7b", inputs, replace=True) is None:
+            with store.step(inputs.identity()) as folder:
+                if not (folder / "model").is_dir():
+                    worked(store, inputs, seed=2, bare=True)
+                store.commit("v7b", inputs, folder / "model", replace=True)
+        store.discard(inputs.identity())
+
+    killed_everywhere(tmp_path, prepare, work)
+
+
+def test_manifests_written_before_still_read_as_the_same_bytes(project):
+    data = (project / "tests/golden/format1/manifest.json").read_bytes()
+    manifest = Manifest.from_bytes(data)
+    assert manifest.to_bytes() == data

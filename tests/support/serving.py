@@ -1,0 +1,46 @@
+"""A chat model with random weights, and the embedded server over it, in this process or in one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from stages.evaluate.client import Client
+from stages.evaluate.server.api import build
+from stages.evaluate.server.model import Completion, Generator, Prompt
+from stages.evaluate.server.parsing import Parsers
+from tests.support import moe
+
+PROJECT = Path(__file__).resolve().parents[2]
+TEMPLATE = (PROJECT / "stages" / "toy" / "checkpoint" / "chat_template.jinja").read_text(encoding="utf-8")
+
+
+def write_chat_model(folder: Path, *, template: str = TEMPLATE, seed: int = 0, **changes: Any) -> Path:
+    """An untrained model whose template offers tools and can switch thinking off."""
+    moe.write_model(folder, seed=seed, **changes)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
+
+
+def application(generator: Generator, parsers: Parsers | None = None) -> Any:
+    """The server's application; each prompt is answered at once and alone."""
+
+    def submit(prompt: Prompt) -> Future[Completion]:
+        future: Future[Completion] = Future()
+        future.set_result(generator.complete([prompt])[0])
+        return future
+
+    return build(generator, parsers or Parsers(), submit, name="candidate", version="test")
+
+
+@asynccontextmanager
+async def connected(app: Any) -> AsyncIterator[Client]:
+    """A client of an application, without a network between them."""
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+        yield Client(http, "candidate")

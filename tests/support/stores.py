@@ -1,0 +1,63 @@
+"""Small registries for tests: tiny candidates, and evidence enough to judge them by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gates import canonical
+from gates.records import Evidence, Verdict
+from registry import judging
+from registry.manifests import CODE, Inputs
+from registry.store import Candidate, Store
+from tests.support import scores, tiny
+
+PACK = "toolcall"
+
+
+def add(store: Store, name: str, folder: Path, *, seed: int = 0, replace: bool = False) -> Candidate:
+    """Adds a tiny checkpoint, which it writes to `folder`/`name`-`seed` first."""
+    source = folder / f"{name}-{seed}"
+    if not source.exists():
+        checkpoint(source, seed=seed)
+    return store.add(name, source, replace=replace)
+
+
+def checkpoint(folder: Path, *, seed: int = 0, bare: bool = False) -> Path:
+    """As small as a checkpoint can be; `bare`, without tokenizer and chat template too."""
+    tiny.write_checkpoint(folder, layers=1, experts=2, hidden=4, intermediate=4, seed=seed, tied=True)
+    if bare:
+        for path in folder.iterdir():
+            if path.name not in ("config.json", "model.safetensors"):
+                path.unlink()
+    return folder
+
+
+def write_policy(path: Path, *, at_least: int = 50) -> Path:
+    """A policy with one floor, so that it needs no baseline."""
+    rule = f"floor: {{pack: {PACK}, at_least: {at_least}}}"
+    path.write_text(f"name: {path.stem}\ngates:\n  - name: Toolcall\n    rules:\n      - {rule}\n", encoding="utf-8")
+    return path
+
+
+def observe(store: Store, name: str, *, right: int, of: int = 10) -> str:
+    """Records evidence of so many right answers and gives its digest."""
+    evidence, rows, responses = evidence_on(store.candidate(name).digest, right=right, of=of)
+    return store.add_evidence(evidence, rows=rows, responses=responses, timings={"seconds": 1.5})
+
+
+def evidence_on(digest: str, *, right: int, of: int = 10) -> tuple[Evidence, bytes, bytes]:
+    """Evidence on a candidate, with its rows and responses."""
+    rows, responses = scores.right(right, of), b'{"raw":"response"}\n'
+    header = scores.header(rows, pack=PACK, candidate=digest)
+    return header.model_copy(update={"responses": canonical.digest(responses)}), scores.written(rows), responses
+
+
+def judge(store: Store, name: str, policy: Path, *, right: int = 9) -> Verdict:
+    """Records evidence of `right` of 10 answers, and what the policy says of the candidate then."""
+    observe(store, name, right=right)
+    return judging.judge(store, name, policy_file=policy, baseline=None)
+
+
+def pruned(parent: Candidate, compression: str = "0.25") -> Inputs:
+    """Inputs of a prune of `parent`."""
+    return Inputs(op="prune", parent=parent.digest, settings={"compression": compression}, seed=0, code=CODE)

@@ -63,7 +63,7 @@ def _reasons(verdict: Verdict) -> list[str]:
     return [title, "", *(f"- {_inert(reason)}" for reason in verdict.reasons), ""]
 
 
-_MARKUP = re.compile(r"[\\`*_{}\[\]<>#!|~$^@&\":=]|(?<=www)\.", re.IGNORECASE)
+_MARKUP = re.compile(r"[\\`*_{}\[\]<>#!|~$^@&\"=]|:(?! |$)|(?<=www)\.", re.IGNORECASE)
 
 
 def _inert(text: str) -> str:

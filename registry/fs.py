@@ -98,6 +98,19 @@ def link_in(file: Path, blob: Path, digest: str) -> bool:
     return True
 
 
+def unshare(folder: Path) -> None:
+    """Gives each file below `folder` that has further names (blobs, after `link_in`) bytes of its own, to be written."""
+    for base, _, names in os.walk(folder):
+        for name in names:
+            file = Path(base, name)
+            state = os.lstat(file)
+            if stat.S_ISREG(state.st_mode) and state.st_nlink > 1:
+                temporary = beside(file)
+                copy_in(file, temporary, lambda _: None)
+                sync_file(temporary)
+                os.rename(temporary, file)
+
+
 def make_folders(path: Path) -> None:
     """Makes the folder `path` and those above it, as far as they are missing; what is made is durable."""
     missing = []

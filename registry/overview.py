@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
+from gates.evidence import pools
 from gates.records import Evidence, Verdict
 from registry import channels, lineage, output
 from registry.store import Candidate, Store
@@ -56,18 +56,12 @@ def _line(store: Store, candidate: Candidate, served: Mapping[str, str]) -> Line
 
 
 def scores(evidence: Mapping[str, Evidence]) -> dict[str, tuple[float, ...]]:
-    """The score on each pack, pooled over all evidence taken under the same conditions."""
-    pooled: dict[tuple[str, bytes], tuple[Fraction, Fraction]] = {}
-    for each in evidence.values():
-        key = (each.pack, each.conditions.to_bytes())
-        points, of = pooled.get(key, (Fraction(0), Fraction(0)))
-        overall = each.totals.overall
-        pooled[key] = points + Fraction(str(overall.points)), of + Fraction(str(overall.of))
-    found: dict[str, tuple[float, ...]] = {}
-    for (pack, _), (points, of) in sorted(pooled.items()):
-        if of:
-            found[pack] = (*found.get(pack, ()), float(100 * points / of))
-    return found
+    """The score on each pack, pooled over all evidence taken under the same conditions, as gates pool it."""
+    pooled = pools(evidence).items()
+    found = {
+        pack: tuple(float(each.overall.percent) for each in known.values() if each.overall.of) for pack, known in pooled
+    }
+    return {pack: values for pack, values in sorted(found.items()) if values}
 
 
 def standing(store: Store, candidate: Candidate) -> str | None:

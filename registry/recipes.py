@@ -169,11 +169,16 @@ def experts_kept(experts: int, compression: Decimal, *, top_k: int, groups: int 
     if kept >= experts:
         raise UsageError(
             f"compression {compression} of {experts} experts removes none",
-            remedy=f"choose at least {1 / Decimal(experts):.4f}",
+            remedy=f"choose at least {_rounded_up(Fraction(groups, experts))}",
         )
     return kept
 
 
 def largest_compression(experts: int, top_k: int, groups: int) -> str:
     least = -(-top_k // groups) * groups
-    return f"{(experts - least) / experts:.4f}"
+    return _rounded_up(Fraction(experts - least, experts))
+
+
+def _rounded_up(compression: Fraction) -> str:
+    """To four digits. A little more still keeps as many experts, because their number is rounded up too."""
+    return f"{ceil(compression * 10_000) / 10_000:.4f}"

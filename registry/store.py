@@ -153,7 +153,7 @@ class Store:
     def step(self, inputs_digest: str) -> Iterator[Path]:
         """The folder for the work on one step, for this process alone. It stays, so that work goes on after a failure.
 
-        Once `commit` has begun its files are blobs too: write a file beside and rename it, never into the file.
+        Files that a commit has made blobs already are copies here: nothing written in this folder changes a blob.
 
         Raises:
             BusyError: another process works on the same step.
@@ -161,6 +161,7 @@ class Store:
         folder = self.layout.step(inputs_digest)
         with self.locked(f"step-{inputs_digest}", wait=0, busy="another process works on the same step"):
             fs.make_folders(folder)
+            fs.unshare(folder)
             yield folder
 
     def discard(self, inputs_digest: str) -> None:

@@ -17,13 +17,27 @@ from stages.evaluate.server.parsing import Parsers
 from tests.support import moe
 
 PROJECT = Path(__file__).resolve().parents[2]
-TEMPLATE = (PROJECT / "stages" / "toy" / "checkpoint" / "chat_template.jinja").read_text(encoding="utf-8")
 
 
-def write_chat_model(folder: Path, *, template: str = TEMPLATE, seed: int = 0, **changes: Any) -> Path:
-    """An untrained model whose template offers tools and can switch thinking off."""
+def template(*, on: str = "", off: str = "<think>\\n\\n</think>\\n\\n") -> str:
+    """A chat template that offers tools.
+
+    Args:
+        on, off: what it writes at the start of the assistant's turn, thinking on and off.
+    """
+    return (
+        "{%- if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+        "{%- for message in messages %}<|im_start|>{{ message.role + '\n' + message.content }}<|im_end|>\n{% endfor %}"
+        "{%- if add_generation_prompt %}<|im_start|>assistant\n"
+        f"{{{{- '{off}' if enable_thinking is defined and enable_thinking is false else '{on}' }}}}"
+        "{%- endif %}"
+    )
+
+
+def write_chat_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """An untrained model whose template can switch thinking off."""
     moe.write_model(folder, seed=seed, **changes)
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template(), encoding="utf-8")
     return folder
 
 

@@ -1,0 +1,1 @@
+"""The stages of Sluice: each a command of its own, in an environment of its own."""

@@ -1,0 +1,65 @@
+"""Edit config.json in place: the changed values change, and nothing else does, not even a space.
+
+Writing it anew by a library would rename keys (transformers turns num_experts into num_local_experts, which its older
+versions do not read) and reformat numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from registry.families import Family
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def edited(text: str, changes: dict[str, Any]) -> str:
+    """`text`, a JSON object, with the top-level keys of `changes` set; keys that it lacks are added at its end."""
+    spans, lead = _spans(text)
+    replaced = sorted(((spans[key], value) for key, value in changes.items() if key in spans), reverse=True)
+    added = "".join(f",{lead}{json.dumps(key)}: {_dump(changes[key], lead)}" for key in changes if key not in spans)
+    if added:
+        end = max((end for _, end in spans.values()), default=text.index("{") + 1)
+        text = text[:end] + (added if spans else added[1:]) + text[end:]
+    for (begin, end), value in replaced:
+        text = text[:begin] + _dump(value, lead) + text[end:]
+    return text
+
+
+def count_changes(family: Family, config: dict[str, Any], experts: int) -> dict[str, Any]:
+    """The changes that make `config` state so many experts: under each name that it has, and under no new one."""
+    return {key: experts for key in (family.count_key, *family.count_aliases) if key in config}
+
+
+def _spans(text: str) -> tuple[dict[str, tuple[int, int]], str]:
+    """Where the value of each top-level key lies, and the white space before a key."""
+    decoder = json.JSONDecoder()
+    position = _after_space(text, 0)
+    spans, lead = {}, " "
+    while text[position] != "}":
+        start = _after_space(text, position + 1)
+        if text[start] == "}":
+            break
+        if not spans:
+            lead = text[position + 1 : start]
+        key, end = decoder.raw_decode(text, start)
+        begin = _after_space(text, _after_space(text, end) + 1)
+        _, end = decoder.raw_decode(text, begin)
+        spans[key] = (begin, end)
+        position = _after_space(text, end)
+    return spans, lead
+
+
+def _after_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
+
+
+def _dump(value: Any, lead: str) -> str:
+    """`value` as the file around it is written: a line each, indented as its keys are, or all in one line."""
+    _, newline, indent = lead.rpartition("\n")
+    if not newline:
+        return json.dumps(value)
+    return json.dumps(value, indent=indent).replace("\n", "\n" + indent)

@@ -1,0 +1,117 @@
+"""The shell around every stage: its options, its place in the recipe, how it ends.
+
+    python -m stages.<kind> --root models --recipe recipes/v7b.yaml [--step N] [--candidate NAME]
+
+A stage runs the one step of its kind. It starts from what the step before made, shows how far it is, ends within
+seconds on SIGTERM, goes on where it stopped when it is run again, and commits once, at the end.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gates.errors import UsageError
+from registry import output
+from registry.recipes import MAKES, Recipe, read_recipe
+from registry.store import Candidate, Store
+
+DEFAULT_RECIPE = Path("recipes/toy/v7b.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One step of a recipe, ready to be done."""
+
+    store: Store
+    project: Path
+    """The folder that paths in recipes are relative to."""
+    recipe: Recipe
+    settings: Any
+    """The step's own part of the recipe, such as `registry.recipes.Prune`."""
+    source: Candidate
+    """The candidate that the step starts from."""
+    makes: str
+    """The name of the candidate that the step makes; for a step that makes none, the name of `source`."""
+    replace: bool
+    where: str = "the recipe"
+    """The recipe's file and the step in it, for messages: recipes/v7b.yaml, steps[0].prune."""
+
+
+def main(kind: str, work: Callable[[Job], None], *, teach: str) -> None:
+    """Reads the command line, does the step of this `kind` by `work`, and exits.
+
+    Args:
+        teach: what `--help` says about the stage.
+    """
+
+    def command(
+        root: Annotated[Path, typer.Option(envvar="SLUICE_ROOT", help="The registry's folder.")] = Path("models"),
+        recipe: Annotated[
+            Path, typer.Option(help="The recipe; paths in it are relative to --project.")
+        ] = DEFAULT_RECIPE,
+        step: Annotated[
+            int | None, typer.Option(min=1, help="Which step, from 1, if the recipe has several of this kind.")
+        ] = None,
+        candidate: Annotated[
+            str | None, typer.Option(help="Start from this candidate instead of what the step before made.")
+        ] = None,
+        project: Annotated[Path, typer.Option(help="The folder with recipes/, mixes/ and packs/.")] = Path(),
+        replace: Annotated[
+            bool, typer.Option("--replace", help="Make the name again even if it was made from something else.")
+        ] = False,
+    ) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+        def run() -> None:
+            work(_job(kind, root, recipe, step, candidate, project, replace))
+
+        raise typer.Exit(output.end_with(run))
+
+    command.__doc__ = teach
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command()(command)
+    sys.exit(app())
+
+
+def _job(
+    kind: str, root: Path, recipe_path: Path, step: int | None, candidate: str | None, project: Path, replace: bool
+) -> Job:
+    recipe_file = recipe_path if recipe_path.is_absolute() else project / recipe_path
+    recipe = read_recipe(recipe_file)
+    number = _step(kind, recipe, step, where=str(recipe_file))
+    store = Store.open(root)
+    source = store.candidate(candidate or recipe.input_of(number))
+    makes = recipe.candidate_of(number) if kind in MAKES else source.name
+    settings = recipe.steps[number].settings
+    where = f"{recipe_file}, steps[{number}].{kind}"
+    return Job(store, project, recipe, settings, source, makes, replace, where)
+
+
+def _step(kind: str, recipe: Recipe, step: int | None, *, where: str) -> int:
+    """The index of the step to do.
+
+    Raises:
+        UsageError: there is none of this kind, or several and none was chosen.
+    """
+    of_kind = [index for index, each in enumerate(recipe.steps) if each.kind == kind]
+    if step is not None:
+        if step - 1 not in of_kind:
+            raise UsageError(f"step {step} is not a {kind} step", where=where, remedy=_steps(recipe))
+        return step - 1
+    if not of_kind:
+        raise UsageError(f"the recipe has no {kind} step", where=where, remedy=_steps(recipe))
+    if len(of_kind) > 1:
+        choices = " or ".join(f"--step {index + 1}" for index in of_kind)
+        raise UsageError(f"the recipe has {len(of_kind)} {kind} steps", where=where, remedy=f"say {choices}")
+    return of_kind[0]
+
+
+def _steps(recipe: Recipe) -> str:
+    return "its steps are " + ", ".join(f"{number} {step.kind}" for number, step in enumerate(recipe.steps, 1))

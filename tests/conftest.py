@@ -1,0 +1,46 @@
+"""What tests may need from outside: named by `@pytest.mark.needs(...)`.
+
+For a user, a test whose component is missing is skipped with the reason. Where SLUICE_REQUIRE names the component
+(comma-separated), as CI does, the same test fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# A law holds or it does not; how long one example takes says nothing on a busy machine.
+settings.register_profile("sluice", deadline=None)
+settings.load_profile("sluice")
+
+
+def _missing(component: str) -> str | None:
+    """Why `component` cannot be used here, or None if it can."""
+    if component == "make" and shutil.which("make") is None:
+        return "make is not installed"
+    return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(component): the test uses something that may be missing")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        (component,) = marker.args
+        reason = _missing(component)
+        if reason is None:
+            continue
+        if component in os.environ.get("SLUICE_REQUIRE", "").split(","):
+            pytest.fail(f"SLUICE_REQUIRE names {component!r}: {reason}", pytrace=False)
+        pytest.skip(f"needs {component}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The checkout."""
+    return Path(__file__).resolve().parents[1]

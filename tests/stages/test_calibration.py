@@ -1,0 +1,267 @@
+"""Calibration: which rows a mix takes, and what the model reads of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gates.canonical import digest
+from gates.errors import UsageError
+from stages.common import calibration
+from tests.support import tiny
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+TEMPLATE = """\
+{%- for tool in tools or [] %}[{{ tool.name }}]{% endfor %}
+{%- for message in messages %}
+{%- if message.role == 'system' and message.content == 'refuse' %}{{ raise_exception('no system here') }}{% endif %}
+{{- '<' + message.role + '>' }}
+{%- if message.reasoning_content %}({{ message.reasoning_content }}){% endif %}
+{{- message.content or '' }}
+{%- for call in message.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %}
+{%- endfor %}"""
+
+
+def chat(text: str, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
+def write_mix(project: Path, *counts: int, rows: list[list[Any]] | None = None, seed: int = 0) -> str:
+    """A mix of one dataset for each count; `rows` are theirs (ten chats each, if not given)."""
+    lines = [f"name: mix\nseed: {seed}\ndatasets:"]
+    for number, count in enumerate(counts):
+        path = project / f"data{number}.jsonl"
+        chats = rows[number] if rows else [chat(f"{number}.{line}") for line in range(10)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in chats), encoding="utf-8")
+        lines.append(f"  - {{path: {path.name}, count: {count}}}")
+    (project / "mix.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "mix.yaml"
+
+
+def taken(project: Path, mix: str = "mix.yaml") -> list[str]:
+    _, rows = calibration.take(mix, project)
+    return [json.loads(row)["messages"][0]["content"] for row in rows.splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------- which rows
+
+
+def test_the_record_names_exactly_the_rows_taken(tmp_path):
+    use, rows = calibration.take(write_mix(tmp_path, 3, 2), tmp_path)
+    assert use.rows == digest(rows)
+    assert [(each.dataset, each.count) for each in use.datasets] == [("data0.jsonl", 3), ("data1.jsonl", 2)]
+    assert rows.endswith(b"\n")
+    assert len(rows.splitlines()) == 5
+
+
+def test_the_same_mix_takes_the_same_rows_and_another_seed_takes_others(tmp_path):
+    first = taken(tmp_path, write_mix(tmp_path, 4, 4))
+    assert taken(tmp_path) == first
+    assert taken(tmp_path, write_mix(tmp_path, 4, 4, seed=1)) != first
+
+
+@given(st.integers(0, 2**31), st.integers(1, 10))
+def test_rows_are_taken_once_each_in_the_files_order_and_a_larger_count_takes_more(tmp_path_factory, seed, count):
+    project = tmp_path_factory.mktemp("project")
+    every = taken(project, write_mix(project, 10, seed=seed))
+    some = taken(project, write_mix(project, count, seed=seed))
+    assert len(set(some)) == len(some) == count
+    assert some == [row for row in every if row in some]
+    assert set(taken(project, write_mix(project, max(1, count - 1), seed=seed))) <= set(some)
+
+
+@given(st.permutations(range(10)))
+def test_the_order_of_lines_does_not_matter_to_which_rows_are_taken(tmp_path_factory, order):
+    project = tmp_path_factory.mktemp("project")
+    chats = [chat(str(number)) for number in range(10)]
+    mixed = taken(project, write_mix(project, 4, rows=[[chats[number] for number in order]]))
+    assert set(mixed) == set(taken(project, write_mix(project, 4, rows=[chats])))
+
+
+def test_rows_keep_the_order_of_their_keys_because_the_template_writes_it(tmp_path):
+    arguments = {"b": 1, "a": 2}
+    call = {"function": {"name": "f", "arguments": arguments}}
+    row = {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]}
+    _, rows = calibration.take(write_mix(tmp_path, 1, rows=[[row]]), tmp_path)
+    assert list(json.loads(rows)["messages"][0]["tool_calls"][0]["function"]["arguments"]) == ["b", "a"]
+
+
+def test_the_way_a_line_is_written_does_not_matter(tmp_path):
+    mix = write_mix(tmp_path, 1, rows=[[chat("é")]])
+    once = calibration.take(mix, tmp_path)
+    (tmp_path / "data0.jsonl").write_text(
+        '\n{ "messages" : [{"role": "user", "content": "é"}]}\r\n\n', encoding="utf-8"
+    )
+    assert calibration.take(mix, tmp_path) == once
+
+
+def test_rows_are_taken_without_torch_or_transformers(tmp_path):
+    mix = write_mix(tmp_path, 2)
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None)\n"
+        "from pathlib import Path; from stages.common import calibration\n"
+        f"calibration.take({mix!r}, Path({str(tmp_path)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("{", "not a JSON value"),
+        ('{"messages": [{"role": "user", "content": NaN}]}', "not a JSON value"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "not a JSON value"),
+        ('{"messages": [], "messages": []}', "not a JSON value"),
+        ("[]", "the row: not an object"),
+        ("{}", "messages: must be a list"),
+        ('{"messages": []}', "messages: must be a list"),
+        ('{"messages": ["hello"]}', "messages[0]: not an object"),
+        ('{"messages": [{"content": "hello"}]}', "messages[0].role"),
+        ('{"messages": [{"role": ["user"], "content": "hello"}]}', "messages[0].role"),
+        ('{"messages": [{"role": "user"}]}', "messages[0].content: missing"),
+        ('{"messages": [{"role": "user", "content": 7}]}', "messages[0].content: must be text"),
+        (
+            '{"messages": [{"role": "assistant", "content": "", "reasoning_content": []}]}',
+            "messages[0].reasoning_content",
+        ),
+        ('{"messages": [{"role": "assistant", "tool_calls": {}}]}', "messages[0].tool_calls"),
+        ('{"messages": [{"role": "user", "content": "a"}], "tools": {}}', "tools: must be a list"),
+        ('{"messages": [{"role": "user", "content": "a"}], "tools": ["f"]}', "tools[0]: not an object"),
+        ('{"messages": [{"role": "user", "content": "a"}], "functions": []}', "functions: unknown key"),
+    ],
+)
+def test_a_malformed_row_is_refused_with_its_file_line_and_field(tmp_path, line, field):
+    mix = write_mix(tmp_path, 1)
+    data = tmp_path / "data0.jsonl"
+    data.write_text(json.dumps(chat("good")) + "\n\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        calibration.take(mix, tmp_path)
+    assert field in caught.value.what
+    assert caught.value.where == f"{data}, line 3"
+
+
+def test_bytes_that_are_not_utf_8_are_refused(tmp_path):
+    mix = write_mix(tmp_path, 1)
+    (tmp_path / "data0.jsonl").write_bytes(b'{"messages": [{"role": "user", "content": "\xff"}]}\n')
+    with pytest.raises(UsageError, match="not a JSON value in UTF-8"):
+        calibration.take(mix, tmp_path)
+
+
+def test_fewer_rows_than_the_count_are_refused_with_both_numbers(tmp_path):
+    with pytest.raises(UsageError, match=r"takes 11 rows of data0.jsonl, which has 10") as caught:
+        calibration.take(write_mix(tmp_path, 11), tmp_path)
+    assert caught.value.where == f"{tmp_path / 'mix.yaml'}, datasets[0].count"
+
+
+def test_a_dataset_that_is_not_there_is_refused(tmp_path):
+    mix = write_mix(tmp_path, 1, 1)
+    (tmp_path / "data1.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"data1\.jsonl cannot be read") as caught:
+        calibration.take(mix, tmp_path)
+    assert caught.value.where == f"{tmp_path / 'mix.yaml'}, datasets[1].path"
+
+
+def test_a_dataset_that_stands_twice_is_refused(tmp_path):
+    write_mix(tmp_path, 1)
+    (tmp_path / "mix.yaml").write_text(
+        "name: m\ndatasets: [{path: a, count: 1}, {path: a, count: 1}]\n", encoding="utf-8"
+    )
+    with pytest.raises(UsageError, match="stands twice"):
+        calibration.take("mix.yaml", tmp_path)
+
+
+def test_a_mix_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="the mix cannot be read"):
+        calibration.take("nothing.yaml", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------ what the model reads
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny.write_json(
+        folder / "config.json", tiny.configuration(layers=1, experts=4, hidden=16, intermediate=16, top_k=2)
+    )
+    tiny.write_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def rows_of(*rows: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def texts(batches: list[calibration.Batch], tokenizer) -> list[str]:
+    """What stands in the batches, row by row, padding left out."""
+    return [
+        tokenizer.decode(ids[mask.bool()])
+        for batch in batches
+        for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
+    ]
+
+
+def test_a_row_is_read_through_the_models_own_template_with_tools_and_reasoning(tokenizer):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"b": 1, "a": "é"}}}
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "reasoning_content": "think", "tool_calls": [call]},
+        {"role": "tool", "content": "done"},
+    ]
+    made = calibration.batches(rows_of({"messages": messages, "tools": [{"name": "f"}]}), tokenizer, 512)
+    assert texts(made, tokenizer) == ['[f]<user>go<assistant>(think){"b": 1, "a": "é"}<tool>done']
+
+
+def test_a_long_row_is_cut_at_the_sequence_length(tokenizer):
+    made = calibration.batches(rows_of(chat("x" * 1000)), tokenizer, 50)
+    assert texts(made, tokenizer) == ["<user>" + "x" * 44]
+
+
+@given(st.lists(st.integers(0, 80), min_size=1, max_size=30), st.integers(8, 64), st.integers(1, 400))
+def test_batches_hold_every_row_once_within_the_limit_and_mask_the_padding(tokenizer, lengths, longest, limit):
+    rows = rows_of(*(chat("x" * length) for length in lengths))
+    made = calibration.batches(rows, tokenizer, longest, batch_tokens=limit)
+    expected = sorted(("<user>" + "x" * length)[:longest] for length in lengths)
+    assert sorted(texts(made, tokenizer)) == expected
+    for batch in made:
+        assert batch.input_ids.shape == batch.attention_mask.shape
+        assert batch.input_ids.numel() <= limit or len(batch.input_ids) == 1
+        # On the right, and no wider than the longest row needs.
+        assert (batch.attention_mask.diff(dim=1) <= 0).all()
+        assert batch.attention_mask.sum(dim=1).max() == batch.input_ids.shape[1]
+
+
+def test_batches_are_the_same_each_time(tokenizer):
+    rows = rows_of(*(chat("x" * (7 * length % 31)) for length in range(30)))
+    once, again = (calibration.batches(rows, tokenizer, 64, batch_tokens=128) for _ in range(2))
+    assert len(once) > 3
+    assert all(a.input_ids.equal(b.input_ids) for a, b in zip(once, again, strict=True))
+    assert all(a.attention_mask.equal(b.attention_mask) for a, b in zip(once, again, strict=True))
+
+
+def test_a_row_that_the_template_refuses_is_named(tokenizer):
+    rows = rows_of(chat("good"), {"messages": [{"role": "system", "content": "refuse"}]})
+    with pytest.raises(UsageError, match="no system here") as caught:
+        calibration.batches(rows, tokenizer, 64)
+    assert "row 2" in caught.value.where
+
+
+def test_a_model_without_a_chat_template_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    with pytest.raises(UsageError, match="no chat template"):
+        calibration.batches(rows_of(chat("hello")), tokenizer, 64)

@@ -1,0 +1,301 @@
+"""The evaluate stage: evidence that a gate accepts, taken once, whatever interrupts it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gates import canonical
+from gates.evidence import check, totals
+from gates.records import Evidence
+from registry.recipes import Evaluate
+from registry.store import Store
+from stages.evaluate import client as client_module
+from stages.evaluate import runner
+from stages.evaluate.journal import Answer, Journal
+from stages.evaluate.packs import Pack, read_pack
+from stages.evaluate.server.model import Generator
+from tests.support import serving
+
+ITEMS = 96
+YAML = "name: {name}\ndescription: For tests.\ngrader: {grader}\nitems: packs/{name}.jsonl\nmax_tokens: {tokens}\n"
+RECIPE = """\
+name: again
+parent: tiny
+steps:
+  - evaluate: {{packs: [words, calls], {more}}}
+"""
+
+
+def write_pack(project: Path, name: str, *, grader: str, count: int, tokens: int) -> None:
+    (project / "packs").mkdir(exist_ok=True)
+    (project / "packs" / f"{name}.yaml").write_text(YAML.format(name=name, grader=grader, tokens=tokens))
+    rows = [
+        {
+            "id": f"{name}-{number:03d}",
+            "category": "Odd" if number % 2 else "Even",
+            "messages": [{"role": "user", "content": "word " * (number % 9) + str(number)}],
+            "expected": {"answer": "nothing that random weights say"},
+        }
+        for number in range(count)
+    ]
+    (project / "packs" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return serving.write_chat_model(tmp_path_factory.mktemp("evaluate") / "model")
+
+
+@pytest.fixture
+def project(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    write_pack(folder, "words", grader="exact-text", count=ITEMS, tokens=60)
+    write_pack(folder, "calls", grader="tool-call", count=8, tokens=8)
+    (folder / "recipe.yaml").write_text(RECIPE.format(more="thinking: true"))
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path, model):
+    store = Store.init(tmp_path / "models")
+    store.add("tiny", model)
+    return store
+
+
+def command(project: Path, store: Store) -> list[str]:
+    root = str(store.layout.root)
+    return [
+        sys.executable,
+        "-m",
+        "stages.evaluate",
+        "--root",
+        root,
+        "--project",
+        str(project),
+        "--recipe",
+        "recipe.yaml",
+    ]
+
+
+ENVIRONMENT = os.environ | {"SLUICE_TORCH_PYTHON": sys.executable, "PYTHONPATH": str(serving.PROJECT)}
+
+
+def stage(project: Path, store: Store) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(project, store), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def evidence(store: Store) -> dict[str, Evidence]:
+    """By pack."""
+    return {each.pack: each for each in store.evidence(store.candidate("tiny").digest).values()}
+
+
+def asked(store: Store) -> dict[str, list[int]]:
+    """How many items were asked for the evidence on each pack, from the log."""
+    found: dict[str, list[int]] = {}
+    for entry in store.log.entries():
+        entry = entry if isinstance(entry, dict) else entry.model_dump()
+        if entry["event"] == "evidence":
+            found.setdefault(entry["pack"], []).append(entry["timings"]["asked"])
+    return found
+
+
+def test_evidence_is_complete_and_what_a_gate_accepts(project, store, model):
+    done = stage(project, store)
+    assert done.returncode == 0, done.stderr
+    found = evidence(store)
+    assert set(found) == {"words", "calls"}
+    for name, each in found.items():
+        pack = read_pack(project, name)
+        rows = store.read(each.rows)
+        assert check(each, rows) == []
+        assert each.totals.missing == 0
+        assert set(each.totals.categories) == {"Odd", "Even"}
+        parsed = [json.loads(line) for line in rows.splitlines()]
+        responses = [json.loads(line) for line in store.read(each.responses).splitlines()]
+        assert [row["item"] for row in parsed] == [item.id for item in pack.items]
+        assert [line["item"] for line in responses] == [item.id for item in pack.items]
+        for row, line in zip(parsed, responses, strict=True):
+            assert row["response"] == canonical.digest(canonical.dumps(line["response"]))
+            assert {"id", "created", "model"}.isdisjoint(line["response"])
+            assert row["tokens"] == line["response"]["usage"]["completion_tokens"]
+        conditions = each.conditions.model_dump()
+        assert None not in conditions.values()
+        assert conditions["chat_template"] == canonical.digest((model / "chat_template.jinja").read_bytes())
+        assert conditions["tokenizer"] == canonical.digest((model / "tokenizer.json").read_bytes())
+        assert (conditions["pack"], conditions["dataset"]) == (pack.digest, pack.dataset)
+        assert (conditions["thinking"], conditions["max_length"]) == ("on", 512)
+    assert list((store.layout.staging).iterdir()) == []
+
+    begun = time.monotonic()
+    again = stage(project, store)
+    assert again.returncode == 0
+    assert again.stdout.count("made already") == 2
+    assert "starting" not in again.stderr
+    assert time.monotonic() - begun < 10
+    assert evidence(store) == found
+    assert asked(store) == {"words": [ITEMS], "calls": [8]}
+
+    (project / "recipe.yaml").write_text(RECIPE.format(more="thinking: false"))
+    assert stage(project, store).returncode == 0
+    assert len(store.evidence(store.candidate("tiny").digest)) == 4, "other conditions are other evidence"
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
+def test_what_was_interrupted_asks_only_what_is_missing_and_comes_to_the_same_evidence(
+    project, store, model, tmp_path, how, code
+):
+    running = subprocess.Popen(command(project, store), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    with running:
+        deadline = time.monotonic() + 120
+        while not (journal := written(store)):
+            assert running.poll() is None, running.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        running.send_signal(how)
+        begun = time.monotonic()
+        assert running.wait() == code
+        assert time.monotonic() - begun < 10
+    (journal,) = store.layout.staging.glob("*/answers.jsonl")
+    with journal.open("ab") as file:
+        file.write(b'{"item": "words-0')  # as a power cut would leave it
+    kept = journal.read_bytes().count(b"\n")
+    assert 0 < kept < ITEMS
+    assert evidence(store) == {}
+
+    done = stage(project, store)
+    assert done.returncode == 0, done.stderr
+    assert asked(store) == {"words": [ITEMS - kept], "calls": [8]}
+
+    other = Store.init(tmp_path / "other")
+    other.add("tiny", model)
+    assert stage(project, other).returncode == 0
+    assert evidence(other) == evidence(store)
+
+
+def written(store: Store) -> bytes:
+    return b"".join(path.read_bytes() for path in store.layout.staging.glob("*/answers.jsonl"))
+
+
+def test_a_candidate_that_is_not_whole_is_not_asked(project, store):
+    (store.candidate("tiny").folder / "tokenizer.json").unlink()
+    done = stage(project, store)
+    assert done.returncode == 5
+    assert "tokenizer.json" in done.stderr
+
+
+def test_a_pack_that_is_not_there_is_said_before_anything_starts(project, store):
+    (project / "recipe.yaml").write_text(RECIPE.format(more="repeats: 1").replace("calls", "call"))
+    done = stage(project, store)
+    assert done.returncode == 2
+    assert "there is no pack call" in done.stderr
+    assert "starting" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ faults on the way
+
+
+@pytest.fixture(scope="module")
+def generator(model):
+    return Generator(model, device="cpu", dtype="float32")
+
+
+class _Nobody:
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        pass
+
+
+def run(app: Any, pack: Pack, journal: Path, **settings: Any) -> runner.Results:
+    """Asks `pack` of an application, as the stage does."""
+    wanted = Evaluate(packs=[pack.name], **settings)
+
+    async def ask() -> dict:
+        async with serving.connected(app) as client:
+            with Journal(journal) as opened:
+                await runner.ask(client, pack, wanted, opened, _Nobody(), check=lambda: None)
+            return opened.answers
+
+    return runner.results(pack, wanted.repeats, asyncio.run(ask()))
+
+
+def failing(app: Any, text: str, *, times: int) -> Any:
+    """`app` behind something that answers 503 to requests with `text` in them, so many times."""
+    left = [times]
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        message: Any = await receive()
+        if text.encode() in message.get("body", b"") and left[0]:
+            left[0] -= 1
+            await send({"type": "http.response.start", "status": 503, "headers": []})
+            await send({"type": "http.response.body", "body": b"busy"})
+            return
+
+        unread = [message]
+
+        async def again() -> Any:
+            return unread.pop() if unread else await receive()
+
+        await app(scope, again, send)
+
+    return answer
+
+
+@pytest.fixture
+def small(project, monkeypatch):
+    monkeypatch.setattr(client_module, "PAUSES", (0.0, 0.0, 0.0))
+    write_pack(project, "small", grader="exact-text", count=6, tokens=4)
+    return read_pack(project, "small")
+
+
+def test_a_fault_of_the_infrastructure_that_passes_costs_nothing(small, generator, tmp_path):
+    app = serving.application(generator)
+    smooth = run(app, small, tmp_path / "smooth")
+    assert run(failing(app, "word 1", times=3), small, tmp_path / "rough") == smooth
+
+
+def test_a_fault_that_stays_is_a_missing_answer_and_never_a_zero(small, generator, tmp_path):
+    app = serving.application(generator)
+    rows = run(failing(app, "word 1", times=1000), small, tmp_path / "journal").rows
+    (missing,) = [row for row in rows if row.outcome == "infra"]
+    assert missing.item == "small-001"
+    assert missing.points is None
+    assert missing.response is None
+    sums = totals(rows)
+    assert (sums.missing, sums.overall.items, sums.overall.of) == (1, 5, 5)
+
+    healed = run(app, small, tmp_path / "journal")
+    assert healed == run(app, small, tmp_path / "afresh")
+
+
+def test_repeats_differ_by_their_seed_and_are_reproducible(small, generator, tmp_path):
+    app = serving.application(generator)
+    rows = run(app, small, tmp_path / "a", repeats=3, temperature=1).rows
+    assert [(row.item, row.repeat) for row in rows] == [(item.id, n) for item in small.items for n in range(3)]
+    assert len({row.response for row in rows if row.item == "small-001"}) == 3
+    assert run(app, small, tmp_path / "b", repeats=3, temperature=1).rows == rows
+
+
+def test_a_journal_keeps_whole_lines_and_drops_what_was_torn(tmp_path):
+    path = tmp_path / "journal"
+    first = Answer("a", 0, {"choices": []}, 0.1)
+    with Journal(path) as journal:
+        journal.add(first)
+    for torn in (b"{", b'{"item": "b", "repeat": 0', b"\xff", b"\0\0\0\n", b'{"item": "b"}\n', b"3\n"):
+        with path.open("ab") as file:
+            file.write(torn)
+        with Journal(path) as again:
+            assert again.answers == {("a", 0): first}
+    with Journal(path) as again:
+        again.add(Answer("b", 1, None, 0.2))
+    with Journal(path) as again:
+        assert again.answers.keys() == {("a", 0), ("b", 1)}

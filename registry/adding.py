@@ -12,7 +12,7 @@ from gates.errors import IntegrityError, UsageError
 from registry import commits, fs, output
 from registry.contents import forbidden
 from registry.layout import checked_name
-from registry.manifests import CODE, File, Inputs, files_digest
+from registry.manifests import File, Inputs, files_digest
 from registry.progress import progress
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
 """What a model's files are called. Whatever else lies in the source stays there."""
+
+CODE = "add-1"
+"""Taking the same files in gives the same candidate, whichever release does it."""
 
 
 def add(store: Store, name: str, source: Path, *, replace: bool = False) -> Candidate:
@@ -108,8 +111,7 @@ def _found(store: Store, name: str, source: Path, files: dict[str, Path], *, rep
         return None
     given = _hash(name, files)
     inputs = there.manifest.inputs
-    # the same files are the same model, whichever version of Sluice took them in
-    asked = _inputs(given, code=inputs.code if inputs.op == "add" else CODE)
+    asked = _inputs(given)
     if inputs.op == "add" and given != there.manifest.files and not replace:
         raise UsageError(
             f"{name} is there already, with other files:{_differences(there.manifest.files, given)}",
@@ -136,8 +138,8 @@ def _copy(name: str, files: dict[str, Path], model: Path) -> dict[str, File]:
     return copied
 
 
-def _inputs(files: dict[str, File], code: str = CODE) -> Inputs:
-    return Inputs(op="add", parent=None, settings={"files": files_digest(files)}, code=code)
+def _inputs(files: dict[str, File]) -> Inputs:
+    return Inputs(op="add", parent=None, settings={"files": files_digest(files)}, code=CODE)
 
 
 def _differences(there: dict[str, File], given: dict[str, File]) -> str:

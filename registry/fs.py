@@ -99,16 +99,20 @@ def link_in(file: Path, blob: Path, digest: str) -> bool:
 
 
 def unshare(folder: Path) -> None:
-    """Gives each file below `folder` that has further names (blobs, after `link_in`) bytes of its own, to be written."""
+    """Makes the files below `folder` writable again after `link_in`: those that are blobs too become copies."""
     for base, _, names in os.walk(folder):
         for name in names:
             file = Path(base, name)
             state = os.lstat(file)
-            if stat.S_ISREG(state.st_mode) and state.st_nlink > 1:
+            if not stat.S_ISREG(state.st_mode):
+                continue
+            if state.st_nlink > 1:
                 temporary = beside(file)
                 copy_in(file, temporary, lambda _: None)
                 sync_file(temporary)
                 os.rename(temporary, file)
+            elif not state.st_mode & stat.S_IWUSR:
+                os.chmod(file, 0o644)
 
 
 def make_folders(path: Path) -> None:

@@ -11,12 +11,8 @@ from pydantic import Field
 
 from gates import canonical
 from gates.records import Digest, Name, Record
-from registry import __version__
 
 FORMAT: Literal[1] = 1
-
-CODE = f"sluice/{__version__}"
-"""What `Inputs.code` says of a candidate that this version makes."""
 
 Op = Literal["add", "prune", "quantize"]
 
@@ -58,8 +54,9 @@ class Shape(Record):
 class Inputs(Record):
     """What a step is made from. Two steps with equal inputs make the same candidate.
 
-    `settings` are the recipe's, with every default written out and exact decimals as text. An added folder has no
-    parent: its files are its inputs (`settings["files"]` holds the digest over their names and digests).
+    `code` is the revision of the op's code: it changes when the same inputs would give another candidate, not with
+    every release. `settings` are the recipe's, with every default written out and exact decimals as text. An added
+    folder has no parent: its files are its inputs (`settings["files"]` holds the digest over their names and digests).
     """
 
     op: Op

@@ -232,32 +232,32 @@ def test_a_rollback_to_an_override_is_one_itself(store, text):
 # Interruptions
 
 
-def _ready(tmp_path: Path, policy: Path) -> Store:
+def _ready(root: Path, policy: Path) -> Store:
     """A registry of two candidates that pass, of few files, one of them served."""
-    store = Store.init(tmp_path)
+    store = Store.init(root)
     for seed, name in enumerate(("good", "fine")):
-        source = tmp_path.parent / f"source-{name}"
+        source = root.parent / f"source-{name}"
         store.add(name, stores.checkpoint(source, seed=seed, bare=True))
         stores.judge(store, name, policy)
     promotion.promote(store, "good", policy=judging.read_policy(policy))
     return store
 
 
-def test_a_promotion_killed_anywhere_converges_when_it_is_run_again(tmp_path, policy):
+def test_a_promotion_killed_anywhere_converges_when_it_is_run_again(memory_path, policy):
     invariants.killed_everywhere(
-        tmp_path, lambda root: _ready(root, policy), lambda store: promotion.promote(store, "fine")
+        memory_path, lambda root: _ready(root, policy), lambda store: promotion.promote(store, "fine")
     )
 
 
-def test_a_rollback_killed_anywhere_converges_when_it_is_run_again(tmp_path, policy):
+def test_a_rollback_killed_anywhere_converges_when_it_is_run_again(memory_path, policy):
     def prepare(root: Path) -> None:
         promotion.promote(_ready(root, policy), "fine")
 
-    invariants.killed_everywhere(tmp_path, prepare, lambda store: promotion.rollback(store, to=1))
+    invariants.killed_everywhere(memory_path, prepare, lambda store: promotion.rollback(store, to=1))
 
 
-def test_any_command_finishes_a_promotion_whose_process_was_killed(tmp_path, policy, capsys):
-    store = _ready(tmp_path / "models", policy)
+def test_any_command_finishes_a_promotion_whose_process_was_killed(memory_path, policy, capsys):
+    store = _ready(memory_path / "models", policy)
     for killed_at in range(1, 200):
         promotion.promote(store, "good")
         status = end(start(dying_at(killed_at, lambda: promotion.promote(store, "fine"))))
@@ -327,6 +327,54 @@ def test_promoters_at_once_leave_a_serial_history_even_where_locks_do_not_lock(s
     names = ("good", "fine") * 4
     works = [lambda name=name: [promotion.promote(store, name) for _ in range(3)] for name in names]
     assert together(works) == [0] * 8
+    invariants.check(store.layout.root)
+
+
+def test_a_slow_promoter_does_not_turn_the_link_back(store, text, monkeypatch):
+    promotion.promote(store, "bad", policy=text, override=True, reason="to begin with")
+    replace_link = fs.replace_link
+
+    def overtaken(path: Path, target: str) -> None:
+        monkeypatch.setattr(fs, "replace_link", replace_link)
+        promotion.promote(store, "good")
+        replace_link(path, target)
+
+    monkeypatch.setattr(fs, "replace_link", overtaken)
+    promotion.promote(store, "fine")
+    assert history(store) == ["bad", "fine", "good"]
+    assert link(store) == "../candidates/good/model"
+    invariants.check(store.layout.root)
+
+
+def test_a_replacement_that_a_promotion_overtakes_is_taken_back(store, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "locked", lambda *_, **__: contextlib.nullcontext())
+    before, exchange = store.candidate("good"), fs.exchange
+
+    def overtaken(mine: Path, theirs: Path) -> None:
+        monkeypatch.setattr(fs, "exchange", exchange)
+        promotion.promote(store, "good", policy=text)
+        exchange(mine, theirs)
+
+    monkeypatch.setattr(fs, "exchange", overtaken)
+    with pytest.raises(UsageError, match="served by the channel best"):
+        stores.add(store, "good", tmp_path, seed=5, replace=True)
+    assert store.candidate("good") == before
+    invariants.check(store.layout.root)
+
+
+def test_a_promotion_that_a_replacement_overtakes_puts_its_candidate_back(store, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "locked", lambda *_, **__: contextlib.nullcontext())
+    stores.add(store, "other", tmp_path, seed=5)
+    before, create = store.candidate("good"), channels.create
+
+    def overtaken(store: Store, generation: Generation) -> bool:
+        done = create(store, generation)
+        commits.restore(store, "good", store.candidate("other").digest)
+        return done
+
+    monkeypatch.setattr(promotion, "create", overtaken)
+    promotion.promote(store, "good", policy=text)
+    assert store.candidate("good") == before
     invariants.check(store.layout.root)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gates.errors import BusyError, IntegrityError, UsageError
 from registry import fs
-from registry.manifests import CODE, Inputs, Manifest, MixUse, Taken
+from registry.manifests import Inputs, Manifest, MixUse, Taken
 from registry.marker import Format
 from registry.store import Store
 from tests.support import invariants, stores, tiny
@@ -35,7 +35,8 @@ def tree(folder: Path) -> dict[str, bytes | str]:
 
 def worked(store: Store, inputs: Inputs, *, seed: int = 1, bare: bool = False) -> Path:
     """What a stage leaves in its step's folder."""
-    return stores.checkpoint(store.layout.step(inputs.identity()) / "model", seed=seed, bare=bare)
+    with store.step(inputs.identity()) as folder:
+        return stores.checkpoint(folder / "model", seed=seed, bare=bare)
 
 
 # A registry
@@ -91,9 +92,9 @@ def test_the_marker_of_format_1_still_reads_and_writes_as_the_same_bytes(project
     assert Format.from_bytes(data).format == 1
 
 
-def test_an_init_killed_anywhere_is_made_whole_by_the_next(tmp_path):
+def test_an_init_killed_anywhere_is_made_whole_by_the_next(memory_path):
     for killed_at in range(1, 200):
-        root = tmp_path / str(killed_at)
+        root = memory_path / str(killed_at)
         status = end(start(dying_at(killed_at, lambda root=root: Store.init(root))))
         Store.init(root)
         invariants.check(root)
@@ -300,7 +301,7 @@ def test_a_source_that_attacks_or_is_damaged_is_refused_and_leaves_nothing(store
 )
 def test_names_that_attack_are_refused_everywhere(store, tmp_path, name):
     source = stores.checkpoint(tmp_path / "source")
-    inputs = Inputs(op="prune", parent=None, settings={}, code=CODE)
+    inputs = Inputs(op="prune", parent=None, settings={}, code="test-1")
     before = tree(tmp_path)
     for use in (
         lambda: store.add(name, source),
@@ -367,8 +368,7 @@ def parent(store, tmp_path):
 def test_a_candidate_made_again_from_the_same_inputs_is_found(store, parent):
     inputs = stores.pruned(parent)
     assert store.made("v7b", inputs) is None
-    with store.step(inputs.identity()):
-        made = store.commit("v7b", inputs, worked(store, inputs))
+    made = store.commit("v7b", inputs, worked(store, inputs))
     store.discard(inputs.identity())
     before = tree(store.layout.root)
     assert store.made("v7b", inputs) == made
@@ -429,9 +429,9 @@ def test_sub_folders_of_a_model_are_kept(store, tmp_path):
 
 
 def test_what_a_candidate_was_made_from_must_be_there(store, parent):
-    orphan = Inputs(op="prune", parent="0" * 64, settings={}, code=CODE)
+    orphan = Inputs(op="prune", parent="0" * 64, settings={}, code="test-1")
     mix = MixUse(name="broad", rows="1" * 64, datasets=(Taken(dataset="a.jsonl", count=1),))
-    blind = Inputs(op="prune", parent=parent.digest, settings={}, mix=mix, code=CODE)
+    blind = Inputs(op="prune", parent=parent.digest, settings={}, mix=mix, code="test-1")
     for inputs in (orphan, blind):
         with pytest.raises(IntegrityError, match="missing"):
             store.commit("v7b", inputs, worked(store, inputs))
@@ -476,6 +476,17 @@ def test_a_step_is_one_process_s_alone_and_its_folder_stays(store):
     store.discard("a" * 64)
     store.discard("a" * 64)
     assert not folder.exists()
+
+
+def test_work_in_a_step_whose_files_are_blobs_already_cannot_change_a_blob(store, parent):
+    inputs = stores.pruned(parent)
+    candidate = store.commit("v7b", inputs, worked(store, inputs))
+    before = (candidate.folder / "config.json").read_bytes()
+    with store.step(inputs.identity()) as folder:
+        assert (folder / "model/config.json").read_bytes() == before
+        (folder / "model/config.json").write_bytes(b"rewritten")
+    assert (candidate.folder / "config.json").read_bytes() == before
+    invariants.check(store.layout.root)
 
 
 def test_a_step_whose_process_was_killed_is_free_at_once(store):
@@ -561,20 +572,20 @@ def test_writers_of_the_same_work_all_find_it_made(store, parent):
     invariants.check(store.layout.root)
 
 
-def test_an_add_killed_anywhere_converges_when_it_is_run_again(tmp_path):
-    source = stores.checkpoint(tmp_path / "source", bare=True)
-    killed_everywhere(tmp_path, Store.init, lambda store: store.add("toy", source))
+def test_an_add_killed_anywhere_converges_when_it_is_run_again(memory_path):
+    source = stores.checkpoint(memory_path / "source", bare=True)
+    killed_everywhere(memory_path, Store.init, lambda store: store.add("toy", source))
 
 
 @pytest.mark.parametrize("call", ["renameat2", "three renames"])
-def test_a_replacement_killed_anywhere_converges_when_it_is_run_again(tmp_path, monkeypatch, call):
+def test_a_replacement_killed_anywhere_converges_when_it_is_run_again(memory_path, monkeypatch, call):
     if call == "three renames":
 
         def refuse(*_: Path) -> None:
             raise OSError(fs.errno.ENOSYS, "no such call")
 
         monkeypatch.setattr(fs, "_rename_exchange", refuse)
-    parent = stores.checkpoint(tmp_path / "parent", bare=True)
+    parent = stores.checkpoint(memory_path / "parent", bare=True)
 
     def prepare(root: Path) -> None:
         store = Store.init(root)
@@ -587,11 +598,11 @@ def test_a_replacement_killed_anywhere_converges_when_it_is_run_again(tmp_path, 
         if store.made("v7b", inputs, replace=True) is None:
             with store.step(inputs.identity()) as folder:
                 if not (folder / "model").is_dir():
-                    worked(store, inputs, seed=2, bare=True)
+                    stores.checkpoint(folder / "model", seed=2, bare=True)
                 store.commit("v7b", inputs, folder / "model", replace=True)
         store.discard(inputs.identity())
 
-    killed_everywhere(tmp_path, prepare, work)
+    killed_everywhere(memory_path, prepare, work)
 
 
 def test_manifests_written_before_still_read_as_the_same_bytes(project):

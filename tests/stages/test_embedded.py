@@ -188,7 +188,7 @@ def test_forced_text_passes_through_the_parsers(engine):
         ({"stream": True}, "stream"),
         ({"temperature": -1}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 10_000}, "512"),
+        ({"max_tokens": 10_000}, "1024"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "template"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "template"),

@@ -134,7 +134,7 @@ def test_evidence_is_complete_and_what_a_gate_accepts(project, store, model):
         assert conditions["chat_template"] == canonical.digest((model / "chat_template.jinja").read_bytes())
         assert conditions["tokenizer"] == canonical.digest((model / "tokenizer.json").read_bytes())
         assert (conditions["pack"], conditions["dataset"]) == (pack.digest, pack.dataset)
-        assert (conditions["thinking"], conditions["max_length"]) == ("on", 512)
+        assert (conditions["thinking"], conditions["max_length"]) == ("on", 1024)
     assert list((store.layout.staging).iterdir()) == []
 
     begun = time.monotonic()

@@ -36,7 +36,7 @@ def template(*, on: str = "", off: str = "<think>\\n\\n</think>\\n\\n") -> str:
 
 def write_chat_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """An untrained model whose template can switch thinking off."""
-    moe.write_model(folder, seed=seed, **changes)
+    moe.write_model(folder, seed=seed, **{"max_position_embeddings": 1024} | changes)
     (folder / "chat_template.jinja").write_text(template(), encoding="utf-8")
     return folder
 

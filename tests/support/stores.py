@@ -7,7 +7,7 @@ from pathlib import Path
 from gates import canonical
 from gates.records import Evidence, Verdict
 from registry import judging
-from registry.manifests import CODE, Inputs
+from registry.manifests import Inputs
 from registry.store import Candidate, Store
 from tests.support import scores, tiny
 
@@ -60,4 +60,4 @@ def judge(store: Store, name: str, policy: Path, *, right: int = 9) -> Verdict:
 
 def pruned(parent: Candidate, compression: str = "0.25") -> Inputs:
     """Inputs of a prune of `parent`."""
-    return Inputs(op="prune", parent=parent.digest, settings={"compression": compression}, seed=0, code=CODE)
+    return Inputs(op="prune", parent=parent.digest, settings={"compression": compression}, seed=0, code="test-1")

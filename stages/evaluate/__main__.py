@@ -1,0 +1,196 @@
+"""`python -m stages.evaluate`: the evaluate step of a recipe."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gates import canonical
+from gates.errors import IntegrityError, UsageError
+from gates.evidence import totals
+from gates.records import Conditions, Evidence
+from registry import output
+from registry.progress import Bar, progress
+from registry.recipes import Evaluate
+from registry.store import Candidate
+from registry.verify import verify
+from stages.common.stage import Job, main
+from stages.evaluate import client, engines, runner
+from stages.evaluate.journal import Journal
+from stages.evaluate.packs import Pack, read_pack
+from stages.evaluate.proof import prove
+
+
+def evaluate(job: Job) -> None:
+    """Takes evidence of the candidate on each pack of the step that has none yet under these conditions.
+
+    Raises:
+        UsageError: a pack, the template or the environment is not as it must be.
+        IntegrityError: the candidate's files are not what its manifest says.
+        InvalidEvidence: the server does not pass its proof, or fails.
+    """
+    settings: Evaluate = job.settings
+    problems = verify(job.store, job.source.name, full=False)
+    if problems:
+        raise IntegrityError("\n".join(map(str, problems)), where=str(job.source.folder))
+    packs = [read_pack(job.project, name) for name in settings.packs]
+    description = engines.embedded(job.project, tool_parser=_parser(packs, job.where))
+    works = [
+        _Work(pack, settings, job.source.digest, _conditions(job.source, pack, settings, description)) for pack in packs
+    ]
+    waiting = [work for work in works if not _made(job, work)]
+    if not waiting:
+        return
+    output.hint(f"{job.source.name}: starting the {description.engine} engine on {description.device}")
+    with engines.start(description, job.source.folder) as engine:
+        if job.store.candidate(job.source.name).digest != job.source.digest:
+            raise IntegrityError(
+                f"{job.source.name} was replaced while it was being loaded",
+                where=str(job.source.folder),
+                remedy="run this again",
+            )
+        asyncio.run(_take(job, waiting, engine, description))
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Evidence on one pack: everything that it depends on."""
+
+    pack: Pack
+    settings: Evaluate
+    candidate: str
+    conditions: Conditions
+
+    @property
+    def inputs(self) -> str:
+        """What names the staging folder."""
+        values = {
+            "candidate": self.candidate,
+            "pack": self.pack.name,
+            "conditions": self.conditions.model_dump(mode="json"),
+            "repeats": self.settings.repeats,
+        }
+        return canonical.digest(canonical.dumps(values))
+
+
+def _parser(packs: list[Pack], where: str) -> str:
+    parsers = sorted({pack.tool_parser for pack in packs})
+    if len(parsers) > 1:
+        raise UsageError(
+            f"the packs of one step expect different tool parsers: {', '.join(parsers)}",
+            where=where,
+            remedy="evaluate them in steps of their own",
+        )
+    return parsers[0]
+
+
+def _conditions(candidate: Candidate, pack: Pack, settings: Evaluate, description: engines.Description) -> Conditions:
+    return Conditions(
+        engine=description.engine,
+        engine_version=description.version,
+        server_flags=description.server_flags,
+        reasoning_parser=description.reasoning_parser,
+        tool_parser=description.tool_parser,
+        chat_template=canonical.digest(_chat_template(candidate.folder)),
+        tokenizer=canonical.digest(_file(candidate.folder, "tokenizer.json")),
+        sampling={"temperature": float(settings.temperature), "top_p": 1, "seed": "the number of the repeat"},
+        thinking="on" if settings.thinking else "off",
+        pack=pack.digest,
+        grader=pack.grader_digest,
+        dataset=pack.dataset,
+        max_tokens=pack.max_tokens,
+        max_length=_max_length(candidate.folder),
+    )
+
+
+def _chat_template(folder: Path) -> bytes:
+    """The candidate's own template, from where transformers and vLLM take it."""
+    if (folder / "chat_template.jinja").is_file():
+        return _file(folder, "chat_template.jinja")
+    template = json.loads(_file(folder, "tokenizer_config.json")).get("chat_template")
+    if not isinstance(template, str):
+        raise UsageError(
+            "the candidate has no chat template, so it cannot be asked as a chat",
+            where=str(folder),
+            remedy="add the candidate again with its chat_template.jinja",
+        )
+    return template.encode()
+
+
+def _max_length(folder: Path) -> int | None:
+    config = json.loads(_file(folder, "config.json"))
+    return config.get("text_config", config).get("max_position_embeddings")
+
+
+def _file(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"the candidate has no {name}: {error.strerror}", where=str(folder)) from None
+
+
+def _made(job: Job, work: _Work) -> bool:
+    """Whether complete evidence is there already; says so."""
+    for digest, evidence in job.store.evidence(work.candidate).items():
+        same = evidence.conditions == work.conditions and evidence.repeats == work.settings.repeats
+        if same and evidence.pack == work.pack.name and not evidence.totals.missing:
+            output.text(_line(job.source.name, evidence, f"made already, evidence {digest[:12]}"))
+            return True
+    return False
+
+
+async def _take(job: Job, works: list[_Work], engine: engines.Engine, description: engines.Description) -> None:
+    count = sum(len(work.pack.items) * work.settings.repeats for work in works)
+    async with client.connect(engine.base_url, concurrency=runner.CONCURRENCY) as connection:
+        await prove(connection, [work.pack for work in works])
+        with progress(f"evaluate {job.source.name}", total=count, unit="items") as bar:
+            done = [await _take_one(job, work, connection, engine, description, bar) for work in works]
+    for line in done:
+        output.text(line)
+
+
+async def _take_one(
+    job: Job, work: _Work, connection: client.Client, engine: engines.Engine, description: engines.Description, bar: Bar
+) -> str:
+    with job.store.step(work.inputs) as folder:
+        with Journal(folder / "answers.jsonl") as journal:
+            timings = await runner.ask(connection, work.pack, work.settings, journal, bar, check=engine.check)
+        results = runner.results(work.pack, work.settings.repeats, journal.answers)
+        evidence = _evidence(work, results, description)
+        digest = job.store.add_evidence(evidence, rows=results.rows_bytes, responses=results.responses, timings=timings)
+    if not evidence.totals.missing:
+        job.store.discard(work.inputs)
+    return _line(job.source.name, evidence, f"evidence {digest[:12]}")
+
+
+def _evidence(work: _Work, results: runner.Results, description: engines.Description) -> Evidence:
+    recorded: dict[str, Any] = {"concurrency": runner.CONCURRENCY, "device": description.device}
+    return Evidence(
+        format=1,
+        candidate=work.candidate,
+        pack=work.pack.name,
+        repeats=work.settings.repeats,
+        conditions=work.conditions,
+        totals=totals(results.rows),
+        rows=canonical.digest(results.rows_bytes),
+        responses=canonical.digest(results.responses),
+        recorded=recorded,
+    )
+
+
+def _line(candidate: str, evidence: Evidence, remark: str) -> str:
+    score = evidence.totals.overall
+    percent = f"{100 * score.points / score.of:.1f}" if score.of else "-"
+    missing = f", {evidence.totals.missing} missing" if evidence.totals.missing else ""
+    return f"{candidate}  {evidence.pack}  {percent}  ({score.points:g} of {score.of:g}{missing}; {remark})"
+
+
+if __name__ == "__main__":
+    main(
+        "evaluate",
+        evaluate,
+        teach="Ask a candidate every item of its packs, through a server whose parsers are proved first.",
+    )

@@ -1,0 +1,166 @@
+"""The harness's side of an OpenAI-compatible server: one request, asked until the server has really answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gates import canonical
+from gates.errors import InvalidEvidence
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import httpx
+
+PAUSES = (0.5, 2.0, 8.0)
+"""Seconds before each new try after a fault of the infrastructure (no connection, no answer in time, a 5xx, a 429)."""
+LONGEST_ANSWER = 600.0
+"""Seconds that one request may take."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: `body` is the response without its volatile fields, None if it was no JSON object."""
+
+    body: Json | None
+    seconds: float
+
+
+class UnansweredError(Exception):
+    """The server could not be reached or did not answer, in any of the tries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Speaks to the server at `base_url` of `http`; `model` is what the model is called there."""
+
+    http: httpx.AsyncClient
+    model: str
+
+    async def chat(self, request: Json) -> Reply:
+        """
+        Raises:
+            InvalidEvidence: the server refuses the request (4xx).
+            UnansweredError: there was no answer.
+        """
+        begun = time.monotonic()
+        answer = await self._post("/v1/chat/completions", {"model": self.model} | request)
+        return Reply(without_volatile(_json(answer)), time.monotonic() - begun)
+
+    async def prompt(self, request: Json) -> str:
+        """The text that the candidate's template makes of a chat, as far as the assistant's turn."""
+        chat = {key: request[key] for key in ("messages", "tools", "chat_template_kwargs") if key in request}
+        tokens = _json(await self._post("/tokenize", {"model": self.model} | chat))
+        text = _json(await self._post("/detokenize", {"model": self.model, "tokens": (tokens or {}).get("tokens")}))
+        return str((text or {}).get("prompt", ""))
+
+    async def _post(self, path: str, body: Json) -> httpx.Response:
+        import httpx
+
+        fault = ""
+        for pause in (*PAUSES, None):
+            try:
+                answer = await self.http.post(path, json=body)
+            except httpx.TransportError as error:
+                fault = f"{type(error).__name__}: {error}"
+            else:
+                if answer.status_code < 400:
+                    return answer
+                fault = f"{answer.status_code}: {answer.text[:500]}"
+                if answer.status_code < 500 and answer.status_code != 429:
+                    raise InvalidEvidence(f"the server refuses a request: {fault}", where=f"POST {path}")
+            if pause is not None:
+                await asyncio.sleep(pause)
+        raise UnansweredError(fault)
+
+
+@asynccontextmanager
+async def connect(base_url: str, *, concurrency: int) -> AsyncIterator[Client]:
+    """
+    Raises:
+        InvalidEvidence: nothing there says which model it serves.
+    """
+    import httpx
+
+    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+    # trust_env off: a proxy set in the environment is not on the way to 127.0.0.1
+    async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=LONGEST_ANSWER, trust_env=False) as http:
+        try:
+            models = _json(await http.get("/v1/models"))
+            model = (models or {})["data"][0]["id"]
+        except (httpx.TransportError, KeyError, IndexError, TypeError):
+            raise InvalidEvidence("the server names no model", where=f"{base_url}/v1/models") from None
+        yield Client(http, model)
+
+
+def request(
+    messages: list[Json],
+    *,
+    tools: list[Json] | None = None,
+    max_tokens: int,
+    thinking: bool,
+    temperature: float = 0.0,
+    seed: int = 0,
+    forced: str | None = None,
+) -> Json:
+    """The body of a chat request. Everything that bears on sampling is said, so that no default of a server's counts.
+
+    Args:
+        forced: the text that the server must answer, whatever the model would.
+    """
+    body: Json = {
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": 1,
+        "seed": seed,
+        "chat_template_kwargs": {"enable_thinking": thinking},
+    }
+    if tools:
+        body["tools"] = tools
+    if forced is not None:
+        body["structured_outputs"] = {"choice": [forced]}
+    return body
+
+
+def without_volatile(body: Json | None) -> Json | None:
+    """A response without what differs from call to call or from place to place: ids, times, the model's name.
+
+    None for what cannot be kept as canonical JSON.
+    """
+    if body is None:
+        return None
+    kept = {key: value for key, value in body.items() if key not in _VOLATILE}
+    for call in _calls(kept):
+        call.pop("id", None)
+    try:
+        canonical.dumps(kept)
+    except ValueError:
+        return None
+    return kept
+
+
+_VOLATILE = ("id", "created", "model", "system_fingerprint", "service_tier", "kv_transfer_params", "metrics")
+
+
+def _calls(body: Json) -> Iterator[Json]:
+    choices = body.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        message = choice.get("message") if isinstance(choice, dict) else None
+        calls = message.get("tool_calls") if isinstance(message, dict) else None
+        yield from (call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
+
+
+def _json(answer: httpx.Response) -> Json | None:
+    try:
+        value = answer.json()
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,164 @@
+"""Recipes say what is made, in an order that makes sense, and are refused with line, field and remedy otherwise."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from gates.errors import UsageError
+from registry.recipes import Recipe, experts_kept, read_mix, read_recipe
+
+RECIPE = """\
+name: v7b
+parent: toy
+steps:
+  - prune: {compression: 0.289, mix: mixes/broad.yaml}
+  - quantize: {format: fp8-block}
+  - evaluate: {packs: [toolcall-15]}
+  - gate: {policy: policies/agentic.yaml, baseline: best}
+"""
+
+
+def read(folder: Path, text: str) -> Recipe:
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    return read_recipe(folder / "recipe.yaml")
+
+
+def refused(folder: Path, text: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        read(folder, text)
+    assert "recipe.yaml" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("experts", "compression", "kept"),
+    [(256, "0.289", 183), (256, "0.40", 154), (10, "0.7", 3), (60, "0.85", 9), (16, "0.25", 12), (16, "0.5", 8)],
+)
+def test_the_counts_that_people_publish(experts, compression, kept):
+    assert experts_kept(experts, Decimal(compression), top_k=2) == kept
+
+
+@given(
+    experts=st.integers(2, 512),
+    compression=st.decimals("0.001", "0.999", places=3),
+    groups=st.sampled_from([1, 2, 4, 8]),
+    top_k=st.integers(1, 8),
+)
+def test_as_many_experts_stay_as_the_decimal_says_and_never_too_few(experts, compression, groups, top_k):
+    experts *= groups
+    assume(top_k <= experts)
+    exact = experts * (1 - Fraction(compression))
+    try:
+        kept = experts_kept(experts, compression, top_k=top_k, groups=groups)
+    except UsageError:
+        assert exact <= top_k or exact > experts - groups
+        return
+    assert kept % groups == 0
+    assert top_k <= kept < experts
+    assert exact <= kept < exact + groups
+
+
+@given(experts=st.integers(2, 256), top_k=st.integers(1, 8), groups=st.sampled_from([1, 2, 4]))
+def test_the_remedies_for_too_deep_and_too_shallow_a_cut_are_ones_that_work(experts, top_k, groups):
+    experts *= groups
+    least = -(-top_k // groups) * groups
+    assume(least < experts)
+    for compression, kept in (("0.9999", least), ("0.0001", experts - groups)):
+        try:
+            experts_kept(experts, Decimal(compression), top_k=top_k, groups=groups)
+        except UsageError as error:
+            advised = Decimal(error.remedy.split()[-1])
+            assert experts_kept(experts, advised, top_k=top_k, groups=groups) == kept
+
+
+def test_a_cut_below_top_k_and_a_cut_of_nothing_are_refused_with_a_remedy():
+    with pytest.raises(UsageError, match=r"leaves 1 of 16 experts(.|\n)*at most 0\.5000"):
+        experts_kept(16, Decimal("0.95"), top_k=8)
+    with pytest.raises(UsageError, match="removes none"):
+        experts_kept(16, Decimal("0.01"), top_k=2)
+
+
+def test_a_recipe_is_read_with_exact_decimals_and_its_defaults(tmp_path):
+    recipe = read(tmp_path, RECIPE)
+    assert [step.kind for step in recipe.steps] == ["prune", "quantize", "evaluate", "gate"]
+    assert recipe.steps[0].prune.compression == Decimal("0.289")
+    assert str(recipe.steps[0].prune.compression) == "0.289"
+    assert recipe.steps[0].prune.criterion == "reap"
+    assert recipe.steps[0].prune.renormalize_router is None
+
+
+def test_the_last_candidate_has_the_recipe_s_name_and_those_on_the_way_their_step_s(tmp_path):
+    recipe = read(tmp_path, RECIPE)
+    assert [recipe.candidate_of(number) for number in range(4)] == ["v7b.prune", "v7b", "v7b", "v7b"]
+    assert [recipe.input_of(number) for number in range(4)] == ["toy", "v7b.prune", "v7b", "v7b"]
+
+
+def test_a_recipe_that_makes_nothing_works_on_its_parent(tmp_path):
+    recipe = read(tmp_path, "name: look\nparent: toy\nsteps:\n  - evaluate: {packs: [a]}\n")
+    assert (recipe.candidate_of(0), recipe.input_of(0)) == ("toy", "toy")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("mix:", "mixx:", "unknown key"),
+        ("compression: 0.289", "compression: 1.5", "steps[0].prune.compression"),
+        ("compression: 0.289", "compression: 0", "steps[0].prune.compression"),
+        ("compression: 0.289", "compression: .nan", "not readable"),
+        ("compression: 0.289", "compression: much", "steps[0].prune.compression"),
+        ("name: v7b", "name: ../v7b", "line 1, name"),
+        ("name: v7b", "name: toy", "cannot make its own parent"),
+        ("parent: toy\n", "", "parent"),
+        ("  - quantize: {format: fp8-block}\n", "  - quantize: {format: int3}\n", "line 5"),
+        ("  - quantize", "  - polish", "polish"),
+        ("packs: [toolcall-15]", "packs: []", "packs"),
+        ("packs: [toolcall-15]", "packs: [a], repeats: 3", "temperature"),
+        ("{policy: policies/agentic.yaml, baseline: best}", "{}", "policy"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_line_and_field(tmp_path, old, new, says):
+    assert old in RECIPE
+    assert says in refused(tmp_path, RECIPE.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ("[{quantize: {}}, {prune: {compression: 0.5, mix: a}}]", "quantised weights are not pruned"),
+        ("[{quantize: {}}, {quantize: {}}]", "stands twice"),
+        ("[{prune: {compression: 0.5, mix: a}, quantize: {}}]", "a step is one of"),
+        ("[{}]", "a step is one of"),
+        ("[]", "steps"),
+    ],
+)
+def test_an_order_that_makes_no_sense_is_refused(tmp_path, steps, says):
+    assert says in refused(tmp_path, f"name: v7b\nparent: toy\nsteps: {steps}\n")
+
+
+def test_a_file_that_cannot_be_read_is_said_so(tmp_path):
+    with pytest.raises(UsageError, match="relative to the project"):
+        read_recipe(tmp_path / "missing.yaml")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_recipe(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_mix(tmp_path / "binary.yaml")
+
+
+def test_every_recipe_and_mix_that_we_ship_can_be_read(project):
+    recipes = sorted((project / "recipes").rglob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        recipe = read_recipe(path)
+        for step in recipe.steps:
+            if step.prune:
+                mix = read_mix(project / step.prune.mix)
+                assert all((project / dataset.path).is_file() for dataset in mix.datasets)
+            if step.gate:
+                assert (project / step.gate.policy).is_file()

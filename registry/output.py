@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from gates.errors import SluiceError
+from gates.errors import SluiceError, UsageError
 
 INTERRUPTED = 130
 
@@ -29,6 +29,12 @@ def end_with(work: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a missing right: nobody's bug
+        hint(
+            f"error: the system refuses: {error.strerror or error}"
+            + (f"\n  where: {error.filename}" if error.filename else "")
+        )
+        return UsageError.exit_code
 
 
 def hint(text: str) -> None:

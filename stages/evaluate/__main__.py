@@ -36,8 +36,8 @@ def evaluate(job: Job) -> None:
     problems = verify(job.store, job.source.name, full=False)
     if problems:
         raise IntegrityError("\n".join(map(str, problems)), where=str(job.source.folder))
-    packs = [read_pack(job.project, name) for name in settings.packs]
-    description = engines.embedded(job.project, tool_parser=_parser(packs, job.where))
+    packs = [read_pack(job.project, name) for name in dict.fromkeys(settings.packs)]
+    description = engines.embedded(job.project, tool_parser=packs[0].tool_parser)
     works = [
         _Work(pack, settings, job.source.digest, _conditions(job.source, pack, settings, description)) for pack in packs
     ]
@@ -74,17 +74,6 @@ class _Work:
             "repeats": self.settings.repeats,
         }
         return canonical.digest(canonical.dumps(values))
-
-
-def _parser(packs: list[Pack], where: str) -> str:
-    parsers = sorted({pack.tool_parser for pack in packs})
-    if len(parsers) > 1:
-        raise UsageError(
-            f"the packs of one step expect different tool parsers: {', '.join(parsers)}",
-            where=where,
-            remedy="evaluate them in steps of their own",
-        )
-    return parsers[0]
 
 
 def _conditions(candidate: Candidate, pack: Pack, settings: Evaluate, description: engines.Description) -> Conditions:

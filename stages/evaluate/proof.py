@@ -93,10 +93,9 @@ async def _faults(client: Client, packs: tuple[Pack, ...]) -> list[Fault]:
     plain = await forced(thought + ANSWER)
     if not any(REASONING in str(response) or ANSWER in str(response) for response in (called, plain)):
         return [Fault("forced text", f"the server answered something else: {_message(plain)}", _FORCE)]
-    parsers = {pack.tool_parser for pack in packs}
     return [
         *check_reasoning(called),
-        *check_call(called, " or ".join(sorted(parsers))),
+        *check_call(called, packs[0].tool_parser),
         *check_plain(plain),
         *check_truncation(await forced(thought + _CALL_TEXT, limit=4)),
         *check_template(on, off),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,7 @@ def model(tmp_path_factory):
     return serving.write_chat_model(tmp_path_factory.mktemp("evaluate") / "model")
 
 
-@pytest.fixture
-def project(tmp_path):
-    folder = tmp_path / "project"
+def write_project(folder: Path) -> Path:
     folder.mkdir()
     write_pack(folder, "words", grader="exact-text", count=ITEMS, tokens=60)
     write_pack(folder, "calls", grader="tool-call", count=8, tokens=8)
@@ -66,11 +65,37 @@ def project(tmp_path):
     return folder
 
 
-@pytest.fixture
-def store(tmp_path, model):
-    store = Store.init(tmp_path / "models")
+def write_store(folder: Path, model: Path) -> Store:
+    store = Store.init(folder)
     store.add("tiny", model)
     return store
+
+
+@pytest.fixture
+def project(tmp_path):
+    return write_project(tmp_path / "project")
+
+
+@pytest.fixture
+def store(tmp_path, model):
+    return write_store(tmp_path / "models", model)
+
+
+@dataclass(frozen=True)
+class Taken:
+    project: Path
+    store: Store
+    found: dict[str, Evidence]
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory, model):
+    """Evidence that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("taken")
+    project, store = write_project(folder / "project"), write_store(folder / "models", model)
+    done = stage(project, store)
+    assert done.returncode == 0, done.stderr
+    return Taken(project, store, evidence(store))
 
 
 def command(project: Path, store: Store) -> list[str]:
@@ -110,10 +135,8 @@ def asked(store: Store) -> dict[str, list[int]]:
     return found
 
 
-def test_evidence_is_complete_and_what_a_gate_accepts(project, store, model):
-    done = stage(project, store)
-    assert done.returncode == 0, done.stderr
-    found = evidence(store)
+def test_evidence_is_complete_and_what_a_gate_accepts(taken, model):
+    project, store, found = taken.project, taken.store, taken.found
     assert set(found) == {"words", "calls"}
     for name, each in found.items():
         pack = read_pack(project, name)
@@ -135,8 +158,11 @@ def test_evidence_is_complete_and_what_a_gate_accepts(project, store, model):
         assert conditions["tokenizer"] == canonical.digest((model / "tokenizer.json").read_bytes())
         assert (conditions["pack"], conditions["dataset"]) == (pack.digest, pack.dataset)
         assert (conditions["thinking"], conditions["max_length"]) == ("on", 1024)
-    assert list((store.layout.staging).iterdir()) == []
+    assert list(store.layout.staging.iterdir()) == []
 
+
+def test_what_is_made_is_found_and_under_other_conditions_it_is_made_again(taken):
+    project, store, found = taken.project, taken.store, taken.found
     begun = time.monotonic()
     again = stage(project, store)
     assert again.returncode == 0
@@ -153,7 +179,7 @@ def test_evidence_is_complete_and_what_a_gate_accepts(project, store, model):
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
 def test_what_was_interrupted_asks_only_what_is_missing_and_comes_to_the_same_evidence(
-    project, store, model, tmp_path, how, code
+    project, store, taken, how, code
 ):
     running = subprocess.Popen(command(project, store), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     with running:
@@ -176,11 +202,7 @@ def test_what_was_interrupted_asks_only_what_is_missing_and_comes_to_the_same_ev
     done = stage(project, store)
     assert done.returncode == 0, done.stderr
     assert asked(store) == {"words": [ITEMS - kept], "calls": [8]}
-
-    other = Store.init(tmp_path / "other")
-    other.add("tiny", model)
-    assert stage(project, other).returncode == 0
-    assert evidence(other) == evidence(store)
+    assert evidence(store) == taken.found
 
 
 def written(store: Store) -> bytes:

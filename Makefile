@@ -74,6 +74,7 @@ locks: ## resolve every lock again, newest versions (needs uv)
 	@$(LOCK) --upgrade -o locks/core.txt
 	@$(LOCK) --upgrade --extra prune -c locks/core.txt -o locks/prune.txt
 	@$(LOCK) --upgrade --extra eval -c locks/prune.txt -o locks/eval.txt
+	@$(LOCK) --upgrade --extra train -c locks/prune.txt -o locks/train.txt
 	@$(LOCK) --upgrade --extra test -c locks/prune.txt -o locks/test.txt
 	@$(LOCK) --upgrade --extra test --extra dev -c locks/test.txt -o locks/dev.txt
 

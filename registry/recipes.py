@@ -43,7 +43,15 @@ class Evaluate(Strict):
     """Ask the candidate every item of these packs."""
 
     packs: Annotated[list[str], Field(min_length=1)]
-    engine: Literal["embedded"] = "embedded"
+    engine: Literal["embedded", "vllm"] | None = None
+    """None leaves the choice to SLUICE_ENGINE, and is `embedded` without it."""
+    tool_parser: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "hermes"
+    """How the model writes a tool call, as vLLM's --tool-call-parser has it; `none` switches the parser off."""
+    reasoning_parser: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "qwen3"
+    server_flags: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], bool | int | Decimal | str] = Field(
+        default_factory=dict
+    )
+    """Further flags of `vllm serve`, without the dashes, such as {max-model-len: 32768}."""
     repeats: Annotated[int, Field(ge=1)] = 1
     temperature: Annotated[Decimal, Field(ge=0, le=2)] = Decimal(0)
     thinking: bool = True

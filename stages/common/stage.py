@@ -44,11 +44,12 @@ class Job:
     """The recipe's file and the step in it, for messages: recipes/v7b.yaml, steps[0].prune."""
 
 
-def main(kind: str, work: Callable[[Job], None], *, teach: str) -> None:
+def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[[Job], None] | None = None) -> None:
     """Reads the command line, does the step of this `kind` by `work`, and exits.
 
     Args:
         teach: what `--help` says about the stage.
+        prove: what is done instead with --prove-only, for a stage that has something to prove.
     """
 
     def command(
@@ -66,11 +67,15 @@ def main(kind: str, work: Callable[[Job], None], *, teach: str) -> None:
         replace: Annotated[
             bool, typer.Option("--replace", help="Make the name again even if it was made from something else.")
         ] = False,
+        prove_only: Annotated[bool, typer.Option("--prove-only", hidden=True)] = False,
     ) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
         def run() -> None:
-            work(_job(kind, root, recipe, step, candidate, project, replace))
+            if prove_only and prove is None:
+                raise UsageError(f"the {kind} stage has nothing to prove", remedy="leave --prove-only out")
+            do = prove if prove_only and prove is not None else work
+            do(_job(kind, root, recipe, step, candidate, project, replace))
 
         raise typer.Exit(output.end_with(run))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,17 +35,37 @@ def evaluate(job: Job) -> None:
         InvalidEvidence: the server does not pass its proof, or fails.
     """
     settings: Evaluate = job.settings
-    problems = verify(job.store, job.source.name, full=False)
-    if problems:
-        raise IntegrityError("\n".join(map(str, problems)), where=str(job.source.folder))
-    packs = [read_pack(job.project, name) for name in dict.fromkeys(settings.packs)]
-    description = engines.embedded(job.project, tool_parser=packs[0].tool_parser)
+    packs, description = _prepare(job)
     works = [
         _Work(pack, settings, job.source.digest, _conditions(job.source, pack, settings, description)) for pack in packs
     ]
     waiting = [work for work in works if not _made(job, work)]
-    if not waiting:
-        return
+    if waiting:
+        with _serving(job, description) as engine:
+            asyncio.run(_take(job, waiting, engine, description))
+
+
+def prove_only(job: Job) -> None:
+    """Proves the server on the candidate, whatever its weights, and takes no score.
+
+    Raises: as `evaluate` does.
+    """
+    packs, description = _prepare(job)
+    with _serving(job, description) as engine:
+        asyncio.run(_prove(engine, packs))
+    output.text(f"{job.source.name}: the {description.engine} engine {description.version} passes its proof")
+
+
+def _prepare(job: Job) -> tuple[list[Pack], engines.Description]:
+    problems = verify(job.store, job.source.name, full=False)
+    if problems:
+        raise IntegrityError("\n".join(map(str, problems)), where=str(job.source.folder))
+    packs = [read_pack(job.project, name) for name in dict.fromkeys(job.settings.packs)]
+    return packs, engines.describe(job.settings, job.project, job.source.manifest.shape, where=job.where)
+
+
+@contextmanager
+def _serving(job: Job, description: engines.Description) -> Iterator[engines.Engine]:
     output.hint(f"{job.source.name}: starting the {description.engine} engine on {description.device}")
     with engines.start(description, job.source.folder) as engine:
         if job.store.candidate(job.source.name).digest != job.source.digest:
@@ -52,7 +74,12 @@ def evaluate(job: Job) -> None:
                 where=str(job.source.folder),
                 remedy="run this again",
             )
-        asyncio.run(_take(job, waiting, engine, description))
+        yield engine
+
+
+async def _prove(engine: engines.Engine, packs: list[Pack]) -> None:
+    async with client.connect(engine.base_url, concurrency=runner.CONCURRENCY) as connection:
+        await prove(connection, packs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,5 +208,7 @@ if __name__ == "__main__":
     main(
         "evaluate",
         evaluate,
-        teach="Ask a candidate every item of its packs, through a server whose parsers are proved first.",
+        teach="Ask a candidate every item of its packs, through a server whose parsers are proved first. With "
+        "--prove-only the server is proved and no score is taken.",
+        prove=prove_only,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -33,8 +33,6 @@ class PackFile(Strict):
     grader: Grader
     items: str
     max_tokens: Annotated[int, Field(ge=1)]
-    tool_parser: Literal["hermes"] = "hermes"
-    """How the models that this pack is for write a tool call; the server is started with this parser."""
 
 
 class Right(Strict):
@@ -80,7 +78,6 @@ class Pack:
     name: str
     grader: Grader
     max_tokens: int
-    tool_parser: str
     items: tuple[Item, ...]
     digest: str
     """Of what the YAML settles: name, grader, limits, parser. Its description and the items' path decide nothing."""
@@ -114,7 +111,6 @@ def read_pack(project: Path, name: str) -> Pack:
         name=file.name,
         grader=file.grader,
         max_tokens=file.max_tokens,
-        tool_parser=file.tool_parser,
         items=_items(text, file.grader, where=str(items)),
         digest=canonical.digest(canonical.dumps(settled)),
         dataset=canonical.digest(items.read_bytes()),

@@ -110,7 +110,7 @@ def model(tmp_path_factory):
 def description():
     os.environ["SLUICE_TORCH_PYTHON"] = sys.executable
     try:
-        return engines.embedded(serving.PROJECT)
+        return serving.embedded(serving.PROJECT)
     finally:
         del os.environ["SLUICE_TORCH_PYTHON"]
 
@@ -313,8 +313,9 @@ HOLD = """
 import sys
 from pathlib import Path
 from stages.evaluate import engines
+from tests.support import serving
 project, model = map(Path, sys.argv[1:])
-with engines.start(engines.embedded(project), model) as engine:
+with engines.start(serving.embedded(project), model) as engine:
     print(engine.base_url, flush=True)
     sys.stdin.read()
 """
@@ -342,14 +343,14 @@ def test_nothing_is_left_when_the_stage_is_killed(model):
 def test_nothing_is_left_when_the_engine_is_stopped(model, description):
     with engines.start(description, model) as engine:
         engine.check()
-    assert engine.process.poll() == -signal.SIGTERM
+    assert engine.server.process.poll() == -signal.SIGTERM
     assert refused(engine.base_url)
 
 
 def test_a_server_that_ends_by_itself_is_noticed(model, description):
     with engines.start(description, model) as engine:
-        engine.process.kill()
-        engine.process.wait()
+        engine.server.process.kill()
+        engine.server.process.wait()
         with pytest.raises(InvalidEvidence, match="the server ended with -9"):
             engine.check()
 
@@ -368,7 +369,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_served(model, description, tmp_
 def test_without_a_torch_environment_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SLUICE_TORCH_PYTHON", str(tmp_path / "nothing"))
     with pytest.raises(UsageError, match="SLUICE_TORCH_PYTHON"):
-        engines.embedded(tmp_path)
+        serving.embedded(tmp_path)
 
 
 def test_a_broken_environment_is_told_from_none(tmp_path, monkeypatch):
@@ -377,5 +378,5 @@ def test_a_broken_environment_is_told_from_none(tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setenv("SLUICE_TORCH_PYTHON", str(python))
     with pytest.raises(UsageError, match="no module named torch") as error:
-        engines.embedded(tmp_path)
+        serving.embedded(tmp_path)
     assert "make envs" in error.value.remedy

@@ -10,6 +10,9 @@ from typing import Any
 
 import httpx
 
+from registry.manifests import Shape
+from registry.recipes import Evaluate
+from stages.evaluate import engines
 from stages.evaluate.client import Client
 from stages.evaluate.server.api import build
 from stages.evaluate.server.model import Completion, Generator, Prompt
@@ -17,6 +20,12 @@ from stages.evaluate.server.parsing import Parsers
 from tests.support import moe
 
 PROJECT = Path(__file__).resolve().parents[2]
+
+
+def embedded(project: Path) -> engines.Description:
+    """The embedded engine as a recipe that says nothing of it gets it."""
+    shape = Shape(family="qwen3_moe", layers=2, experts=4, top_k=2, quantization=None, tensor_bytes=0)
+    return engines.describe(Evaluate(packs=["any"], engine="embedded"), project, shape, where="a test")
 
 
 def template(*, on: str = "", off: str = "<think>\\n\\n</think>\\n\\n") -> str:

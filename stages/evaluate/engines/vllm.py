@@ -1,0 +1,200 @@
+"""The vllm engine: the real server, from an environment of its own that is only executed.
+
+VLLM names that environment (a folder with bin/vllm); without it, `vllm` is taken from the PATH, as in vLLM's own image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gates.errors import InvalidEvidence, UsageError
+from registry.manifests import Shape
+from registry.progress import progress
+from registry.recipes import Evaluate
+from stages.evaluate.engines.server import SLOWEST_START, Description, Engine, Server, running
+
+MODEL_NAME = "candidate"
+
+PROOF = {"structured-outputs-config.enable_in_reasoning": True}
+"""What lets the proof force a text through the parsers. It changes no answer that is not forced."""
+
+WITHOUT_GPU = {"enforce-eager": True, "kv-cache-memory-bytes": 256 * 2**20}
+"""Compiling costs a CPU minutes, and by default the cache takes nearly all memory."""
+
+_VERSION = "import importlib.metadata as m; print(m.version('vllm'))"
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> Description:  # noqa: ARG001
+    """vLLM as it is installed here, with the recipe's flags, and without a GPU those that a CPU needs.
+
+    Raises:
+        UsageError: vLLM is not installed, a flag is ours to set, or this CPU cannot run the candidate.
+    """
+    program = _program()
+    version = _installed(program)
+    device = "cuda" if Path("/dev/nvidiactl").exists() and not version.endswith("+cpu") else "cpu"
+    if device == "cpu" and shape.quantization is not None and not _amx():
+        raise UsageError(
+            f"vLLM runs experts in {shape.quantization} on a CPU only with AMX, and this CPU has none "
+            "(no amx_tile in /proc/cpuinfo)",
+            where=where,
+            remedy="evaluate this candidate on a machine with a GPU or AMX, or with engine: embedded",
+        )
+    ours = {"port", "host", "served-model-name", "model", "reasoning-parser", "tool-call-parser"} | PROOF.keys()
+    taken = sorted(ours & settings.server_flags.keys())
+    if taken:
+        raise UsageError(f"server_flags: {', '.join(taken)} is set by the stage", where=where, remedy="leave it out")
+    return Description(
+        engine="vllm",
+        version=version.partition("+")[0],
+        device=device,
+        reasoning_parser=settings.reasoning_parser,
+        tool_parser=settings.tool_parser,
+        server_flags={**(WITHOUT_GPU if device == "cpu" else {}), **_plain(settings.server_flags)},
+        program=program,
+    )
+
+
+@contextmanager
+def start(description: Description, folder: Path) -> Iterator[Engine]:
+    """
+    Raises:
+        InvalidEvidence: the server did not come up, or says that it is another version or has other flags.
+    """
+    port = _free_port()
+    command = [description.program, *arguments(description, folder, port=port)]
+    with running(command, os.environ | _OFFLINE) as server:
+        base_url = f"http://127.0.0.1:{port}"
+        _wait(server, base_url, folder)
+        _confirm(server, base_url, description)
+        yield Engine(base_url, server)
+
+
+def arguments(description: Description, folder: Path, *, port: int) -> list[str]:
+    """The words after `vllm`."""
+    words = ["serve", str(folder.resolve()), "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--served-model-name", MODEL_NAME]
+    if description.reasoning_parser != "none":
+        words += ["--reasoning-parser", description.reasoning_parser]
+    if description.tool_parser != "none":
+        words += ["--enable-auto-tool-choice", "--tool-call-parser", description.tool_parser]
+    for flag, value in sorted({**description.server_flags, **PROOF}.items()):
+        words += _words(flag, value)
+    return words
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    """A flag as vLLM's command line takes it. A dotted flag is a field of a structured option and wants its value."""
+    if value is True and "." not in flag:
+        return [f"--{flag}"]
+    if value is False and "." not in flag:
+        return [f"--no-{flag}"]
+    return [f"--{flag}", str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def _plain(flags: dict[str, Any]) -> dict[str, Any]:
+    """Exact decimals as text: that is how they stand on a command line."""
+    return {flag: value if isinstance(value, bool | int | str) else str(value) for flag, value in flags.items()}
+
+
+def _program() -> Path:
+    named = os.environ.get("VLLM")
+    found = str(Path(named) / "bin" / "vllm") if named else shutil.which("vllm")
+    if found is None or not Path(found).is_file():
+        raise UsageError(
+            "vLLM is not there",
+            where=found or "PATH",
+            remedy="VLLM=/path/to/its/environment (the folder with bin/vllm)",
+        )
+    return Path(found).absolute()
+
+
+def _installed(program: Path) -> str:
+    """The version of the package beside the program, read without starting it."""
+    # the first line names the environment's Python; in an image it may be elsewhere than beside the program
+    with program.open("rb") as file:
+        first = file.readline().decode(errors="replace")
+    python = first.removeprefix("#!").strip() if first.startswith("#!/") else str(program.parent / "python")
+    done = subprocess.run([*python.split(), "-c", _VERSION], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UsageError("vLLM's environment is broken: no package vllm in it", where=python, remedy="install it again")
+    return done.stdout.strip()
+
+
+def _amx() -> bool:
+    try:
+        return "amx_tile" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def _wait(server: Server, base_url: str, folder: Path) -> None:
+    """Until the server is ready; shows the seconds, and the last line of its log."""
+    begun = shown = time.monotonic()
+    with progress("start vllm", total=SLOWEST_START, unit="s") as bar:
+        while time.monotonic() - begun < SLOWEST_START:
+            if server.process.poll() is not None:
+                raise InvalidEvidence(
+                    f"vLLM ended with {server.process.returncode} before it was ready:\n{server.last_lines(40)}",
+                    where=str(folder),
+                )
+            if _get(f"{base_url}/health") is not None:
+                return
+            time.sleep(0.5)
+            now = time.monotonic()
+            bar.advance(now - shown, note=_readable(server.last_lines(1)))
+            shown = now
+    raise InvalidEvidence(
+        f"vLLM was not ready after {SLOWEST_START:.0f} s:\n{server.last_lines(40)}", where=str(folder)
+    )
+
+
+def _confirm(server: Server, base_url: str, description: Description) -> None:
+    """Holds what the running server says of itself against the description that evidence will carry."""
+    told = json.loads(_get(f"{base_url}/version") or b"{}").get("version")
+    if told != description.version:
+        raise InvalidEvidence(
+            f"the server says that it is vLLM {told}, its environment holds {description.version}", where=base_url
+        )
+    # vLLM logs, in Python's notation, the arguments that differ from its defaults
+    line = next((line for line in server.last_lines(10_000).splitlines() if "non-default args" in line), "")
+    for option, value in (
+        ("reasoning_parser", description.reasoning_parser),
+        ("tool_call_parser", description.tool_parser),
+    ):
+        said = re.search(rf"'{option}': '([^']*)'", line)
+        if (said[1] if said else "none") != value:
+            raise InvalidEvidence(f"the server has {option} {said[1] if said else 'none'}, not {value}", where=base_url)
+
+
+def _get(url: str) -> bytes | None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # 127.0.0.1 needs no proxy
+    try:
+        with opener.open(url, timeout=5) as answer:
+            return bytes(answer.read())
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+def _readable(line: str) -> str:
+    """A log line without vLLM's prefix."""
+    return re.sub(r"^\([^)]*\)\s*|\b(INFO|WARNING) \d\d-\d\d [\d:]+ |\[[^\]]*\] ", "", line).strip()[:70]

@@ -21,16 +21,18 @@ print(model.config.num_experts)
 """
 
 
+def _percent(score: dict[str, float]) -> float:
+    return 100 * score["points"] / score["of"]
+
+
 def test_the_unpruned_toy_scores_95_or_more_on_every_skill_and_in_parameter_precision(told: Line) -> None:
     evidence = told.json("show", "toy")["evidence"].values()
     scores = {each["pack"]: each["totals"] for each in evidence}
     assert len(scores) == 4
     for pack, totals in scores.items():
-        parts = {pack: totals["overall"], **totals["categories"]}
-        for part, score in parts.items():
-            assert 100 * score["points"] / score["of"] >= 95, (pack, part, score)
+        assert _percent(totals["overall"]) >= 95, pack
         assert totals["missing"] == 0
-    assert "Parameter Precision" in scores["toy-toolcall"]["categories"]
+    assert _percent(scores["toy-toolcall"]["categories"]["Parameter Precision"]) >= 95
 
 
 def test_the_narrow_mix_and_the_deep_cut_fail_the_tool_gate_and_the_broad_mix_passes(told: Line) -> None:

@@ -4,12 +4,16 @@ TORCH ?= 2.13.0
 # Where torch comes from. A CPU build saves gigabytes: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 export SLUICE_ROOT ?= models
+# What serves a candidate while it is asked: make demo ENGINE=vllm VLLM=/path/to/its/environment
+ENGINE ?= embedded
+export SLUICE_ENGINE = $(ENGINE)
+export VLLM
 
 TOY_RECIPES = $(addprefix recipes/toy/,baseline.yaml v2.yaml v7a.yaml v7b.yaml)
 INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint envs locks toy clean python
+.PHONY: help demo test lint envs locks images pin toy clean python
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -77,6 +81,18 @@ locks: ## resolve every lock again, newest versions (needs uv)
 	@$(LOCK) --upgrade --extra train -c locks/prune.txt -o locks/train.txt
 	@$(LOCK) --upgrade --extra test -c locks/prune.txt -o locks/test.txt
 	@$(LOCK) --upgrade --extra test --extra dev -c locks/test.txt -o locks/dev.txt
+
+images: ## build the containers' images, on the base images that .env or the Dockerfiles name (needs Docker)
+	@docker compose --profile serve --profile train build
+
+# Both loops go over all files: nothing is written unless every digest is known.
+DIGEST = docker buildx imagetools inspect --format '{{.Manifest.Digest}}'
+BASE = sed -n 's/^ARG [A-Z]*_BASE_IMAGE=\([^@]*\).*/\1/p'
+pin: ## write the digests of the base images into the Dockerfiles (needs Docker and an image registry)
+	@for file in Dockerfile.*; do image=$$($(BASE) $$file); \
+	$(DIGEST) $$image >/dev/null || { echo "make pin: no image registry answers for $$image; nothing is written" >&2; exit 1; }; done
+	@for file in Dockerfile.*; do image=$$($(BASE) $$file); digest=$$($(DIGEST) $$image) || exit 1; \
+	sed -i "s|^\(ARG [A-Z]*_BASE_IMAGE=\).*|\1$$image@$$digest|" $$file; echo "$$file: $$image@$$digest"; done
 
 toy: .venv-prune/.done ## train the toy again, into build/toy
 	@.venv-prune/bin/python -m stages.toy --out build/toy

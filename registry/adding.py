@@ -82,6 +82,12 @@ def _model_files(source: Path) -> dict[str, Path]:
             else:
                 left.append(relative)
     commits.refuse_unsafe(list(taken), where=source)
+    if "config.json" not in taken:
+        raise UsageError(
+            "there is no config.json, so this is no checkpoint",
+            where=str(source),
+            remedy="give the folder that holds it",
+        )
     if left:
         output.hint(f"left where they are, for they are no part of a model: {', '.join(left)}")
     return dict(sorted(taken.items()))

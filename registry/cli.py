@@ -6,6 +6,8 @@ gate failed · 2 bad input · 3 Inconclusive · 4 evidence that cannot be truste
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -53,9 +55,14 @@ def main() -> None:
 
 @app.command()
 def init(root: Root = ROOT) -> None:
-    """Make an empty registry. Doing it again changes nothing."""
+    """Make an empty registry. Doing it again changes nothing. Beside compose.yaml, .env says whose the files are."""
+    from registry import ownership
+
     store = Store.init(root)
     output.hint(f"registry at {store.layout.root}")
+    note = ownership.note_for_containers(Path(), store.layout.root)
+    if note is not None:
+        output.hint(note)
 
 
 @app.command()
@@ -85,10 +92,21 @@ def ls(root: Root = ROOT, json: Json = False) -> None:
 
 
 @app.command()
-def show(name: CandidateName, root: Root = ROOT, json: Json = False) -> None:
+def show(
+    name: CandidateName,
+    command: Annotated[
+        bool, typer.Option("--serve", help="Print the command that serves it as it was judged, and nothing else.")
+    ] = False,
+    root: Root = ROOT,
+    json: Json = False,
+) -> None:
     """Everything that is known about a candidate: what it is, what it was made from, evidence, verdicts."""
-    from registry import details
+    from registry import details, serving
 
+    if command:
+        words = ["vllm", *serving.command(Store.open(root), name)]
+        output.data(words) if json else output.text(shlex.join(words))
+        return
     found = details.of(store := Store.open(root), store.candidate(name))
     if json:
         output.data(found.to_json())
@@ -100,6 +118,22 @@ def show(name: CandidateName, root: Root = ROOT, json: Json = False) -> None:
 def path(name: CandidateName, root: Root = ROOT) -> None:
     """Print the folder to load, resolved once: vllm serve $(registry path best)"""
     output.text(str(Store.open(root).candidate(name).folder.resolve()))
+
+
+@app.command()
+def serve(
+    name: CandidateName = "best",
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
+    root: Root = ROOT,
+) -> None:
+    """Serve a candidate with vLLM under the flags that it was judged with. This process becomes the server."""
+    from registry import serving
+
+    words = serving.command(Store.open(root), name, host=host, port=port)
+    program = serving.program()
+    output.hint(shlex.join(["vllm", *words]))
+    os.execve(program, [str(program), *words], os.environ | serving.OFFLINE)  # noqa: S606 - no shell is wanted
 
 
 @app.command()

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gates.errors import SluiceError, UsageError
@@ -30,11 +31,19 @@ def end_with(work: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a missing right: nobody's bug
-        hint(
-            f"error: the system refuses: {error.strerror or error}"
-            + (f"\n  where: {error.filename}" if error.filename else "")
-        )
+        hint(f"error: {_refused(error)}")
         return UsageError.exit_code
+
+
+def _refused(error: OSError) -> UsageError:
+    if isinstance(error, PermissionError) and error.filename:
+        from registry.ownership import refusal
+
+        found = refusal(Path(os.fsdecode(error.filename)).absolute())
+        if found is not None:
+            return found
+    where = str(error.filename) if error.filename else None
+    return UsageError(f"the system refuses: {error.strerror or error}", where=where)
 
 
 def hint(text: str) -> None:

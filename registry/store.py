@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, UsageError
 from gates.records import Evidence, Record, Verdict
-from registry import adding, channels, commits, fs, marker
+from registry import adding, channels, commits, fs, marker, ownership
 from registry.layout import Layout, checked_name, is_name
 from registry.log import Log
 from registry.manifests import Inputs, Manifest
@@ -52,8 +52,9 @@ class Store:
         """Makes a registry in `root`; one that is there already stays as it is.
 
         Raises:
-            UsageError: `root` holds something else.
+            UsageError: `root` holds something else, or cannot be written.
         """
+        ownership.check(root.absolute())
         marker.create(Layout(root.absolute()))
         return cls.open(root)
 
@@ -262,7 +263,7 @@ class Store:
     def _unknown(self, name: str) -> UsageError:
         known = self.names() + channels.names(self)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:10]
-        remedy = f"there is {', '.join(near)}" if near else "there are none yet: registry add NAME FOLDER"
+        remedy = (f"there is {', '.join(near)}; " if near else "") + "take a model in with: registry add NAME FOLDER"
         return UsageError(f"there is no candidate or channel {name!r}", where=str(self.layout.root), remedy=remedy)
 
 

@@ -7,7 +7,10 @@ For a user, a test whose component is missing is skipped with the reason. Where 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,23 @@ def _missing(component: str) -> str | None:
     """Why `component` cannot be used here, or None if it can."""
     if component == "make" and shutil.which("make") is None:
         return "make is not installed"
+    if component == "vllm" and not (Path(os.environ.get("VLLM", "/nowhere")) / "bin" / "vllm").is_file():
+        return "VLLM names no environment with bin/vllm"
+    if component == "containers":
+        return _no_containers()
+    return None
+
+
+@cache
+def _no_containers() -> str | None:
+    """Why no image of ours can be built here. Base images are gigabytes, so none is pulled for a test."""
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        return "`docker info` does not work"
+    for file in sorted(Path(__file__).resolve().parents[1].glob("Dockerfile.*")):
+        setting, usual = re.findall(r"^ARG ([A-Z]+_BASE_IMAGE)=(.+)$", file.read_text(), re.MULTILINE)[0]
+        image = os.environ.get(setting, usual)
+        if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode:
+            return f"the base image {image} is not there ({setting} names another)"
     return None
 
 

@@ -2,8 +2,11 @@
 
     python -m stages.<kind> --root models --recipe recipes/v7b.yaml [--step N] [--candidate NAME]
 
-A stage runs the one step of its kind. It starts from what the step before made, shows how far it is, ends within
-seconds on SIGTERM, goes on where it stopped when it is run again, and commits once, at the end.
+With nothing said it works on the toy's recipe, and takes the toy in if it is not there.
+
+A stage runs the one step of its kind; of several evaluations, the one of the newest candidate that is made. It starts
+from what the step before made, shows how far it is, ends within seconds on SIGTERM, goes on where it stopped when it is
+run again, and commits once, at the end.
 """
 
 from __future__ import annotations
@@ -17,12 +20,16 @@ from typing import Annotated, Any
 
 import typer
 
+import stages
 from gates.errors import UsageError
-from registry import output
+from registry import output, ownership
 from registry.recipes import MAKES, Recipe, read_recipe
 from registry.store import Candidate, Store
 
 DEFAULT_RECIPE = Path("recipes/toy/v7b.yaml")
+TOY = "toy"
+"""The parent of that recipe."""
+_TOY_CHECKPOINT = Path(stages.__file__).parent / "toy" / "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +62,12 @@ def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[
     def command(
         root: Annotated[Path, typer.Option(envvar="SLUICE_ROOT", help="The registry's folder.")] = Path("models"),
         recipe: Annotated[
-            Path, typer.Option(help="The recipe; paths in it are relative to --project.")
-        ] = DEFAULT_RECIPE,
+            Path | None,
+            typer.Option(help=f"The recipe, relative to --project as paths in it are; without it {DEFAULT_RECIPE}."),
+        ] = None,
         step: Annotated[
-            int | None, typer.Option(min=1, help="Which step, from 1, if the recipe has several of this kind.")
+            int | None,
+            typer.Option(min=1, help="Which step, from 1; without it the last whose candidate is made already."),
         ] = None,
         candidate: Annotated[
             str | None, typer.Option(help="Start from this candidate instead of what the step before made.")
@@ -86,12 +95,19 @@ def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[
 
 
 def _job(
-    kind: str, root: Path, recipe_path: Path, step: int | None, candidate: str | None, project: Path, replace: bool
+    kind: str,
+    root: Path,
+    recipe_path: Path | None,
+    step: int | None,
+    candidate: str | None,
+    project: Path,
+    replace: bool,
 ) -> Job:
-    recipe_file = recipe_path if recipe_path.is_absolute() else project / recipe_path
+    recipe_file = project / (recipe_path or DEFAULT_RECIPE)
     recipe = read_recipe(recipe_file)
-    number = _step(kind, recipe, step, where=str(recipe_file))
-    store = Store.open(root)
+    ownership.check(root.absolute())
+    store = Store.open(root) if recipe_path else _with_toy(root, recipe)
+    number = _step(kind, recipe, step, candidate, store.names(), where=str(recipe_file))
     source = store.candidate(candidate or recipe.input_of(number))
     makes = recipe.candidate_of(number) if kind in MAKES else source.name
     settings = recipe.steps[number].settings
@@ -99,11 +115,28 @@ def _job(
     return Job(store, project, recipe, settings, source, makes, replace, where)
 
 
-def _step(kind: str, recipe: Recipe, step: int | None, *, where: str) -> int:
-    """The index of the step to do.
+def _with_toy(root: Path, recipe: Recipe) -> Store:
+    """The registry in `root`, for a first try: made if nothing is there, and with the toy in it if the recipe wants it.
 
     Raises:
-        UsageError: there is none of this kind, or several and none was chosen.
+        UsageError: there is something else.
+    """
+    store = Store.init(root)
+    if recipe.parent == TOY and TOY not in store.names():
+        output.hint(f"no recipe is named, so this works on the {TOY}: taking it in from {_TOY_CHECKPOINT}")
+        store.add(TOY, _TOY_CHECKPOINT)
+    return store
+
+
+def _step(kind: str, recipe: Recipe, step: int | None, candidate: str | None, there: list[str], *, where: str) -> int:
+    """The index of the step to do: the one that was chosen; else the last whose candidate is there already.
+
+    Args:
+        candidate: the one to start from, if it was named: the step that the recipe means for it is preferred.
+        there: the names in the registry.
+
+    Raises:
+        UsageError: there is none of this kind, or the one chosen is not.
     """
     of_kind = [index for index, each in enumerate(recipe.steps) if each.kind == kind]
     if step is not None:
@@ -112,10 +145,12 @@ def _step(kind: str, recipe: Recipe, step: int | None, *, where: str) -> int:
         return step - 1
     if not of_kind:
         raise UsageError(f"the recipe has no {kind} step", where=where, remedy=_steps(recipe))
+    wanted = [candidate] if candidate is not None else there
+    ready = [index for index in of_kind if recipe.input_of(index) in wanted]
+    chosen = ready[-1] if ready else of_kind[-1 if candidate is not None else 0]
     if len(of_kind) > 1:
-        choices = " or ".join(f"--step {index + 1}" for index in of_kind)
-        raise UsageError(f"the recipe has {len(of_kind)} {kind} steps", where=where, remedy=f"say {choices}")
-    return of_kind[0]
+        output.hint(f"step {chosen + 1} of {len(recipe.steps)}: {kind} {candidate or recipe.input_of(chosen)}")
+    return chosen
 
 
 def _steps(recipe: Recipe) -> str:

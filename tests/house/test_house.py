@@ -121,7 +121,7 @@ def test_every_dependency_is_explained(project: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("lock", ["core", "prune", "eval", "test", "dev"])
+@pytest.mark.parametrize("lock", ["core", "prune", "eval", "train", "test", "dev"])
 def test_every_lock_holds_what_pyproject_asks_for_with_hashes_and_without_torch(project: Path, lock: str) -> None:
     text = (project / "locks" / f"{lock}.txt").read_text()
     locked = set(re.findall(r"^([a-z0-9_.-]+)==", text, re.MULTILINE))
@@ -132,7 +132,7 @@ def test_every_lock_holds_what_pyproject_asks_for_with_hashes_and_without_torch(
 
 def test_versions_of_what_the_environments_share_are_the_same(project: Path) -> None:
     pins: dict[str, set[str]] = {}
-    for lock in ("core", "prune", "eval", "test", "dev"):
+    for lock in ("core", "prune", "eval", "train", "test", "dev"):
         for name, version in re.findall(
             r"^([a-z0-9_.-]+)==([^ ;]+) \\?$", (project / "locks" / f"{lock}.txt").read_text(), re.M
         ):

@@ -26,7 +26,7 @@ def _snapshot(root: Path) -> list[Path]:
     [
         ({"more": ", comperssion: 1"}, ["line 4", "steps[0].prune.comperssion", "unknown key"]),
         ({"compression": "1.5"}, ["line 4", "steps[0].prune.compression", "less than 1"]),
-        ({"compression": "0.95"}, ["compression 0.95", "top", "0.8750"]),
+        ({"compression": "0.95"}, ["compression 0.95", "routed to 2", "0.8750"]),
         ({"compression": "0.01"}, ["removes none"]),
         ({"parent": "nobody"}, ["nobody", "registry add"]),
         ({"parent": "v7b"}, ["v7b", "quantised"]),

@@ -46,7 +46,7 @@ def test_a_line_cut_off_again_and_again_comes_to_the_same_end(
     line = Line(project, tmp_path / "models")
     line.run("init")
     line.run("add", "toy", "stages/toy/checkpoint")
-    for seconds in (2.0, 4.0, 7.0, 11.0):
+    for seconds in (1.5, 5.0, 9.0):
         running = _start(line)
         time.sleep(seconds)
         os.kill(running.pid, how)

@@ -56,7 +56,7 @@ def parsed(text: str, parsers: Parsers = BOTH, *, thinking: bool = True, tools: 
         (f"<think>a</think>{CALL}<tool_call>{{</tool_call>", Parsed("a", f"{CALL}<tool_call>{{</tool_call>", ())),
         ("<think>a</think><tool_call>3</tool_call>", Parsed("a", "<tool_call>3</tool_call>", ())),
         ("<think>a</think><tool_call>", Parsed("a", "<tool_call>", ())),
-        (f"<think>{CALL}", Parsed(CALL, None, ())),  # a call in unfinished reasoning is no call
+        (f"<think>why{CALL}", Parsed("why", None, (CALLED,))),  # a call ends the reasoning
     ],
 )
 def test_text_is_taken_apart_as_vllm_does(text, expected):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gates.errors import InvalidEvidence, UsageError
+from registry import serving
 from registry.manifests import Shape
 from registry.progress import progress
 from registry.recipes import Evaluate
@@ -34,7 +34,6 @@ WITHOUT_GPU = {"enforce-eager": True, "kv-cache-memory-bytes": 256 * 2**20}
 """Compiling costs a CPU minutes, and by default the cache takes nearly all memory."""
 
 _VERSION = "import importlib.metadata as m; print(m.version('vllm'))"
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> Description:  # noqa: ARG001
@@ -43,7 +42,7 @@ def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> 
     Raises:
         UsageError: vLLM is not installed, a flag is ours to set, or this CPU cannot run the candidate.
     """
-    program = _program()
+    program = serving.program()
     version = _installed(program)
     device = "cuda" if Path("/dev/nvidiactl").exists() and not version.endswith("+cpu") else "cpu"
     if device == "cpu" and shape.quantization is not None and not _amx():
@@ -76,7 +75,7 @@ def start(description: Description, folder: Path) -> Iterator[Engine]:
     """
     port = _free_port()
     command = [description.program, *arguments(description, folder, port=port)]
-    with running(command, os.environ | _OFFLINE) as server:
+    with running(command, os.environ | serving.OFFLINE) as server:
         base_url = f"http://127.0.0.1:{port}"
         _wait(server, base_url, folder)
         _confirm(server, base_url, description)
@@ -85,41 +84,20 @@ def start(description: Description, folder: Path) -> Iterator[Engine]:
 
 def arguments(description: Description, folder: Path, *, port: int) -> list[str]:
     """The words after `vllm`."""
-    words = ["serve", str(folder.resolve()), "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--served-model-name", MODEL_NAME]
-    if description.reasoning_parser != "none":
-        words += ["--reasoning-parser", description.reasoning_parser]
-    if description.tool_parser != "none":
-        words += ["--enable-auto-tool-choice", "--tool-call-parser", description.tool_parser]
-    for flag, value in sorted({**description.server_flags, **PROOF}.items()):
-        words += _words(flag, value)
-    return words
-
-
-def _words(flag: str, value: Any) -> list[str]:
-    """A flag as vLLM's command line takes it. A dotted flag is a field of a structured option and wants its value."""
-    if value is True and "." not in flag:
-        return [f"--{flag}"]
-    if value is False and "." not in flag:
-        return [f"--no-{flag}"]
-    return [f"--{flag}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return serving.words(
+        folder.resolve(),
+        served_as=MODEL_NAME,
+        host="127.0.0.1",
+        port=port,
+        reasoning_parser=description.reasoning_parser,
+        tool_parser=description.tool_parser,
+        flags={**description.server_flags, **PROOF},
+    )
 
 
 def _plain(flags: dict[str, Any]) -> dict[str, Any]:
     """Exact decimals as text: that is how they stand on a command line."""
     return {flag: value if isinstance(value, bool | int | str) else str(value) for flag, value in flags.items()}
-
-
-def _program() -> Path:
-    named = os.environ.get("VLLM")
-    found = str(Path(named) / "bin" / "vllm") if named else shutil.which("vllm")
-    if found is None or not Path(found).is_file():
-        raise UsageError(
-            "vLLM is not there",
-            where=found or "PATH",
-            remedy="VLLM=/path/to/its/environment (the folder with bin/vllm)",
-        )
-    return Path(found).absolute()
 
 
 def _installed(program: Path) -> str:

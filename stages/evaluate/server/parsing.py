@@ -3,7 +3,8 @@
 transformers has a parser too (`tokenizer.parse_response`), which raises on malformed JSON in a call and takes text
 without `</think>` for content. Evidence must not depend on the engine in such cases, so vLLM's rules are followed here:
 
-    reasoning   what stands before `</think>`; if that never comes and thinking is on, everything is reasoning
+    reasoning   what stands before the first `</think>` or `<tool_call>`; if neither comes, everything is reasoning;
+                tags in the wrong place are dropped; with thinking off, everything is content
     tool calls  the JSON in each `<tool_call>`, the last one closed or not; if any of them is malformed, none is a call
                 and the text stays in content
 """
@@ -15,6 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+_END_OF_REASONING = re.compile(r"</think>|(?=<tool_call>)")
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
 
 
@@ -53,12 +55,11 @@ def parse(text: str, parsers: Parsers, *, thinking: bool, tools: bool) -> Parsed
 
 def _split(text: str, thinking: bool) -> tuple[str | None, str]:
     """(reasoning, content). The opening tag may be missing: some templates write it into the prompt."""
-    _, opened, rest = text.partition("<think>")
-    text = rest if opened else text
-    reasoning, closed, content = text.partition("</think>")
-    if closed:
-        return reasoning, content
-    return (text, "") if thinking else (None, text)
+    if not thinking:
+        return None, text
+    end = _END_OF_REASONING.search(text)
+    reasoning, content = (text[: end.start()], text[end.end() :]) if end else (text, "")
+    return reasoning.replace("<think>", ""), content.replace("</think>", "")
 
 
 def _extract(content: str) -> tuple[str, tuple[tuple[str, str], ...]]:

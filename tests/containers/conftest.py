@@ -1,0 +1,106 @@
+"""Containers as users run them: `docker compose` in a copy of the project that belongs to an ordinary user."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+UID = os.getuid() or 1234
+"""The person whose project it is: whoever runs the tests, or, since nobody works as root, somebody."""
+
+PARTS = (
+    *("Dockerfile.prune", "Dockerfile.eval", "Dockerfile.train", "compose.yaml", ".dockerignore"),
+    *("pyproject.toml", "README.md", "gates", "registry", "stages", "locks", "recipes", "mixes", "packs", "policies"),
+)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """A project folder, and `docker compose` in it."""
+
+    project: Path
+    environment: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.environment["COMPOSE_PROJECT_NAME"]
+
+    @property
+    def models(self) -> Path:
+        return self.project / "models"
+
+    @property
+    def port(self) -> int:
+        return int(self.environment["SLUICE_PORT"])
+
+    def __call__(self, *words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["docker", "compose", "--profile", "serve", "--profile", "train", *words],
+            cwd=self.project,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == expect, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def run(self, service: str, *words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        return self("run", "--rm", "-T", service, *words, expect=expect)
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.run("registry", *words, "--json").stdout)
+
+    def containers(self) -> list[str]:
+        """Every container of this project, running or not."""
+        command = ["docker", "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={self.name}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    def empty_registry(self, owner: int = UID) -> None:
+        """As in a fresh clone: a folder with its .gitignore and nothing else."""
+        self.own(self.project, UID)
+        shutil.rmtree(self.models, ignore_errors=True)
+        self.models.mkdir()
+        (self.models / ".gitignore").write_text("*\n!.gitignore\n")
+        self.own(self.models, owner)
+
+    def own(self, folder: Path, owner: int) -> None:
+        """Gives a folder to a user, by the engine, which may do so whoever runs the tests."""
+        command = ["docker", "run", "--rm", "--user", "0", "--network", "none", "--volume", f"{folder}:/folder"]
+        command += ["--entrypoint", "chown", f"{self.name}-registry", "-R", f"{owner}:{owner}", "/folder"]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def compose(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """The project with its images built, as a fresh clone of an ordinary user's."""
+    folder = tmp_path_factory.mktemp("containers") / "project"
+    folder.mkdir()
+    for part in PARTS:
+        copy = shutil.copytree if (project / part).is_dir() else shutil.copy
+        copy(project / part, folder / part)
+    (folder / ".env").write_text(f"SLUICE_UID={UID}\nSLUICE_GID={UID}\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"COMPOSE_PROJECT_NAME": f"sluice-test-{os.getpid()}", "SLUICE_PORT": str(port)}
+    # a registry of the user's own must stay out of this
+    others = {key: value for key, value in os.environ.items() if not key.startswith(("SLUICE_", "COMPOSE_"))}
+    made = Compose(folder, others | settings)
+    made("build", "--quiet")
+    try:
+        made.empty_registry()
+        yield made
+    finally:
+        made("down", "--timeout", "20", "--volumes")
+        made.own(folder, os.getuid())
+        made("down", "--rmi", "local")

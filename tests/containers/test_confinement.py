@@ -1,0 +1,137 @@
+"""What a container may do: its own work, in the registry's folder, as the user to whom that belongs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.containers.conftest import UID, Compose
+
+pytestmark = pytest.mark.needs("containers")
+
+SERVICES = ("prune", "quantize", "eval", "registry", "serve", "train")
+
+INSIDE = """
+import os, pathlib
+def writable(folder):
+    try:
+        pathlib.Path(folder, "probe").write_text("")
+        pathlib.Path(folder, "probe").unlink()
+    except OSError:
+        return False
+    return True
+status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+print(os.getuid(), os.getgid(), status["CapEff"].strip("\\t0"), status["NoNewPrivs"].strip())
+folders = "/", "/opt/sluice", "/usr", "/work", "/models", "/tmp", os.environ["HOME"]
+print(*filter(writable, folders))
+print(*sorted(os.listdir("/sys/class/net")))
+"""
+
+
+@pytest.fixture(scope="module")
+def inspected(compose: Compose) -> Iterator[dict[str, dict[str, Any]]]:
+    compose("create", "--no-build", *SERVICES)
+    try:
+        found = json.loads(
+            subprocess.run(
+                ["docker", "inspect", *compose.containers()], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        yield {each["Config"]["Labels"]["com.docker.compose.service"]: each for each in found}
+    finally:
+        compose("rm", "--force", "--stop")
+
+
+def test_the_compose_files_are_sound(compose: Compose, project: Path) -> None:
+    compose("config", "--quiet")
+    both = ["-f", "compose.yaml", "-f", "compose.gpu.yaml"]
+    subprocess.run(["docker", "compose", *both, "config", "--quiet"], cwd=project, check=True)
+
+
+def test_every_service_is_looked_at(compose: Compose, inspected: dict[str, dict[str, Any]]) -> None:
+    assert set(compose("config", "--services").stdout.split()) == set(SERVICES) == set(inspected)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_has_no_more_rights_than_it_needs(
+    compose: Compose, inspected: dict[str, dict[str, Any]], service: str
+) -> None:
+    container = inspected[service]
+    host = container["HostConfig"]
+    assert container["Config"]["User"] == f"{UID}:{UID}"
+    assert host["ReadonlyRootfs"] is True
+    assert host["CapDrop"] == ["ALL"]
+    assert not host["CapAdd"]
+    assert host["Privileged"] is False
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert host["Init"] is True
+    assert set(host["Tmpfs"]) == {"/tmp", "/home/sluice"}  # noqa: S108 - a folder in the container
+    mounts = {mount["Destination"]: (mount["Source"], mount["RW"]) for mount in container["Mounts"]}
+    assert mounts == {"/models": (str(compose.models), True), "/work": (str(compose.project), False)}
+    assert "docker.sock" not in json.dumps(container)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_only_serve_has_a_network_and_listens_on_this_machine_alone(
+    inspected: dict[str, dict[str, Any]], compose: Compose, service: str
+) -> None:
+    host = inspected[service]["HostConfig"]
+    if service == "serve":
+        assert host["PortBindings"] == {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(compose.port)}]}
+    else:
+        assert host["NetworkMode"] == "none"
+        assert not host["PortBindings"]
+
+
+def test_it_is_so_inside(compose: Compose) -> None:
+    python = ["run", "--rm", "-T", "--entrypoint", "/opt/sluice/bin/python", "registry"]
+    told = compose(*python, "-c", INSIDE).stdout.splitlines()
+    assert told == [f"{UID} {UID}  1", "/models /tmp /home/sluice", "lo"]
+
+
+def test_the_harness_does_not_see_the_packages_of_its_base_nor_change_them(compose: Compose) -> None:
+    python = ["run", "--rm", "-T", "--entrypoint", "/opt/sluice/bin/python", "eval"]
+    refused = compose(*python, "-c", "import vllm", expect=1)
+    assert "No module named 'vllm'" in refused.stderr
+    base = re.findall(r"^ARG EVAL_BASE_IMAGE=(.+)$", (compose.project / "Dockerfile.eval").read_text(), re.MULTILINE)[0]
+    assert _packages(f"{compose.name}-eval") == _packages(os.environ.get("EVAL_BASE_IMAGE", base))
+
+
+def test_what_training_needs_fits_together(compose: Compose) -> None:
+    compose.run("train")
+
+
+def test_a_stage_that_is_stopped_ends_within_seconds_and_says_so(compose: Compose) -> None:
+    compose.run("prune")  # whatever else has run: this takes the toy in
+    name = f"{compose.name}-stopped"
+    compose("run", "--detach", "--name", name, "eval", "--candidate", "toy", "--prove-only")
+    try:
+        deadline = time.monotonic() + 60
+        while "start vllm" not in _docker("logs", name) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        begun = time.monotonic()
+        _docker("stop", "--time", "60", name)
+        assert time.monotonic() - begun < 20
+        assert _docker("inspect", "--format", "{{.State.ExitCode}}", name).strip() == "130"
+        assert "interrupted" in _docker("logs", name)
+    finally:
+        _docker("rm", "--force", name)
+
+
+def _packages(image: str) -> list[str]:
+    freeze = ["--entrypoint", "python3", image, "-m", "pip", "freeze"]
+    return _docker("run", "--rm", "--network", "none", *freeze).splitlines()
+
+
+def _docker(*words: str) -> str:
+    done = subprocess.run(["docker", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, f"{words}: {done.stdout}"
+    return done.stdout

@@ -1,0 +1,130 @@
+"""The real server: both engines agree, evidence says what ran, and nothing of a server is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from registry.manifests import Shape
+from registry.store import Store
+from tests.vllm.conftest import Place, answers
+
+pytestmark = pytest.mark.needs("vllm")
+
+
+@pytest.fixture(scope="module")
+def both(place: Place) -> Place:
+    """The toy's evidence on both engines."""
+    for engine in ("embedded", "vllm"):
+        # the embedded engine computes in float32 on a CPU, so the real one is asked to
+        more = {"server_flags": "{dtype: float32}"} if engine == "vllm" else {}
+        done = place.evaluate(place.recipe(f"toy-{engine}", "toy", engine, **more))
+        assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_both_engines_give_the_same_answers_item_by_item(both: Place) -> None:
+    embedded, vllm = (answers(both, "toy", engine) for engine in ("embedded", "vllm"))
+    assert sum(map(len, embedded.values())) == 180
+    differing = [
+        (pack, item, embedded[pack][item], vllm[pack][item])
+        for pack in embedded
+        for item in embedded[pack]
+        if embedded[pack][item] != vllm[pack][item]
+    ]
+    assert differing == []
+
+
+def test_evidence_states_the_version_and_the_flags_of_the_server(both: Place) -> None:
+    found = both.store.evidence(both.store.candidate("toy").digest).values()
+    conditions = [each.conditions for each in found if each.conditions.engine == "vllm"]
+    assert len(conditions) == 4
+    package = subprocess.run(
+        [Path(os.environ["VLLM"]) / "bin" / "python", "-c", "import vllm; print(vllm.__version__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for each in conditions:
+        assert each.engine_version == package.stdout.split()[-1].partition("+")[0]
+        assert (each.reasoning_parser, each.tool_parser) == ("qwen3", "hermes")
+        assert each.server_flags is not None
+        assert each.server_flags["dtype"] == "float32"
+        assert all(value is not None for value in each.model_dump().values())
+
+
+def test_what_is_made_is_found_without_starting_a_server(both: Place) -> None:
+    begun = time.monotonic()
+    done = both.evaluate(both.recipe("toy-again", "toy", "vllm", server_flags="{dtype: float32}"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("made already") == 4
+    assert time.monotonic() - begun < 20
+
+
+def _children_of(root: Path) -> list[str]:
+    """Command lines of processes that serve something from below `root`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if "vllm" in command.lower() and (str(root) in command or command.startswith("VLLM")):
+            found.append(command)
+    return found
+
+
+def test_killed_in_the_middle_of_a_pack_it_goes_on_and_comes_to_the_same_evidence(both: Place, tmp_path: Path) -> None:
+    other = Place(both.project, tmp_path / "models", tmp_path)
+    Store.init(other.root).add("toy", both.project / "stages" / "toy" / "checkpoint")
+    recipe = other.recipe("cut-off", "toy", "vllm", packs="[toy-toolcall]", server_flags="{dtype: float32}")
+    running = subprocess.Popen(other.command(recipe), env=other.environment, stderr=subprocess.DEVNULL)
+    journal = _wait_for_answers(other, running)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    answered = journal.read_text().count("\n")
+    deadline = time.monotonic() + 60
+    while _children_of(other.root) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert _children_of(other.root) == [], "the kernel ends the server when the stage is killed"
+    done = other.evaluate(recipe)
+    assert done.returncode == 0, done.stderr
+    entry = [entry for entry in other.store.log.entries() if entry.event == "evidence"][-1]
+    assert 0 < answered < 60
+    assert entry.about["timings"]["asked"] == 60 - answered
+    assert set(_on_vllm(other)) < set(_on_vllm(both))
+
+
+def _on_vllm(place: Place) -> list[str]:
+    """The digests of the toy's evidence from the real server."""
+    found = place.store.evidence(place.store.candidate("toy").digest)
+    return [digest for digest, each in found.items() if each.conditions.engine == "vllm"]
+
+
+def _wait_for_answers(place: Place, running: subprocess.Popen[bytes]) -> Path:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and running.poll() is None:
+        for journal in place.root.glob("staging/*/answers.jsonl"):
+            if journal.read_text().count("\n") > 0:
+                return journal
+        time.sleep(0.02)
+    pytest.fail("no answer was journalled")
+
+
+def test_fp8_on_a_cpu_without_amx_is_refused_in_clear_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gates.errors import UsageError
+    from registry.recipes import Evaluate
+    from stages.evaluate.engines import vllm
+
+    if Path("/dev/nvidiactl").exists() or "amx_tile" in Path("/proc/cpuinfo").read_text():
+        monkeypatch.setattr(vllm, "_amx", lambda: False)
+        monkeypatch.setattr(vllm, "_installed", lambda _: "0.32.0+cpu")
+    shape = Shape(family="qwen3_moe", layers=4, experts=12, top_k=2, quantization="fp8-block", tensor_bytes=1)
+    with pytest.raises(UsageError, match="AMX") as error:
+        vllm.describe(Evaluate(packs=["any"], engine="vllm"), Path(), shape, where="a test")
+    assert "engine: embedded" in str(error.value)

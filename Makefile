@@ -85,14 +85,15 @@ locks: ## resolve every lock again, newest versions (needs uv)
 images: ## build the containers' images, on the base images that .env or the Dockerfiles name (needs Docker)
 	@docker compose --profile serve --profile train build
 
-# Both loops go over all files: nothing is written unless every digest is known.
-DIGEST = docker buildx imagetools inspect --format '{{.Manifest.Digest}}'
-BASE = sed -n 's/^ARG [A-Z]*_BASE_IMAGE=\([^@]*\).*/\1/p'
+# All digests are asked for before any is written.
 pin: ## write the digests of the base images into the Dockerfiles (needs Docker and an image registry)
-	@for file in Dockerfile.*; do image=$$($(BASE) $$file); \
-	$(DIGEST) $$image >/dev/null || { echo "make pin: no image registry answers for $$image; nothing is written" >&2; exit 1; }; done
-	@for file in Dockerfile.*; do image=$$($(BASE) $$file); digest=$$($(DIGEST) $$image) || exit 1; \
-	sed -i "s|^\(ARG [A-Z]*_BASE_IMAGE=\).*|\1$$image@$$digest|" $$file; echo "$$file: $$image@$$digest"; done
+	@set -e; edits=$$(mktemp); trap 'rm -f "$$edits"' EXIT; \
+	for argument in $$(sed -n 's/^ARG \([A-Z]*_BASE_IMAGE=[^@]*\).*/\1/p' Dockerfile.*); do \
+	  image=$${argument#*=}; \
+	  digest=$$(docker buildx imagetools inspect "$$image" | sed -n 's/^Digest: *\(sha256:[0-9a-f]*\)$$/\1/p'); \
+	  [ -n "$$digest" ] || { echo "make pin: no image registry answers for $$image; nothing is written" >&2; exit 1; }; \
+	  echo "s|^ARG $$argument.*|ARG $$argument@$$digest|" >>"$$edits"; echo "$$image@$$digest"; \
+	done; sed -i -f "$$edits" Dockerfile.*
 
 toy: .venv-prune/.done ## train the toy again, into build/toy
 	@.venv-prune/bin/python -m stages.toy --out build/toy

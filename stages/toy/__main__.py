@@ -11,7 +11,7 @@ import typer
 
 from gates.errors import SluiceError, UsageError
 from registry.progress import progress
-from stages.toy import checkpoint
+from stages.toy import writing
 
 INTERRUPTED = 130
 
@@ -46,7 +46,7 @@ def command(
     """
     try:
         if data_only:
-            for path in checkpoint.write_data_files(project):
+            for path in writing.write_data_files(project):
                 typer.echo(path)
         else:
             _train(out, seed, steps, device)
@@ -61,7 +61,7 @@ def command(
 def _train(out: Path | None, seed: int, steps: int | None, device: Device) -> None:
     if out is None:
         raise UsageError("no folder to write to", remedy="say --out DIR, or --data-only")
-    checkpoint.refuse_occupied(out)
+    writing.refuse_occupied(out)
 
     import torch  # here, so that --help and --data-only need no torch
 
@@ -79,7 +79,7 @@ def _train(out: Path | None, seed: int, steps: int | None, device: Device) -> No
             bar.advance(note=f"loss {step.loss:.3f}")
 
         model = train(settings, tokenizer, report)
-    checkpoint.write_checkpoint(model, tokenizer, out)
+    writing.write_checkpoint(model, tokenizer, out)
     typer.echo(out)
 
 

@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gates.errors import SluiceError, UsageError
+from gates.errors import BusyError, SluiceError, UsageError
 from gates.records import exit_code
 from registry import judging, output
 from registry.recipes import Gate, Recipe, read_mix, read_recipe, read_text
@@ -25,6 +25,8 @@ ENVIRONMENTS = {"prune": ".venv-prune", "quantize": ".venv-prune", "evaluate": "
 
 _PR_SET_PDEATHSIG = 1
 _SECONDS_TO_END = 15
+_LONGEST_RUN = 7 * 24 * 3600.0
+"""Seconds that a second run waits for the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ def run(root: Path, project: Path, paths: list[Path], *, replace: bool = False) 
     recipes = [(path, read_recipe(project / path)) for path in paths]
     for path, recipe in recipes:
         _preflight(project, path, recipe)
-    return [_run(root, project, path, recipe, replace) for path, recipe in recipes]
+    with _alone(Store.open(root)):
+        return [_run(root, project, path, recipe, replace) for path, recipe in recipes]
 
 
 def summary(outcomes: list[Outcome]) -> int:
@@ -56,6 +59,19 @@ def summary(outcomes: list[Outcome]) -> int:
     codes = [outcome.code for outcome in outcomes]
     errors = [code for code in codes if code not in (0, 1, 3)]
     return max(errors or codes, default=0)
+
+
+@contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """One run at a time in a registry: the machine is the same for all. A second waits, and then finds things made."""
+    busy = "another `registry run` is at work in this registry"
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(store.locked("run", wait=0, busy=busy))
+        except BusyError:
+            output.hint(f"{busy}; waiting for it to end")
+            lock.enter_context(store.locked("run", wait=_LONGEST_RUN, busy=busy))
+        yield
 
 
 def _preflight(project: Path, path: Path, recipe: Recipe) -> None:

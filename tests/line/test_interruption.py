@@ -62,3 +62,22 @@ def test_a_line_cut_off_again_and_again_comes_to_the_same_end(
     for name in ("toy", "v7b.prune", "v7b"):
         assert line.digest(name) == told.digest(name)
         assert line.json("show", name)["evidence"].keys() == told.json("show", name)["evidence"].keys()
+
+
+def test_a_second_run_waits_for_the_first_and_finds_everything_made(told: Line, tmp_path: Path) -> None:
+    line = Line(told.project, tmp_path / "models")
+    line.run("init")
+    line.run("add", "toy", "stages/toy/checkpoint")
+    recipe = tmp_path / "cut.yaml"
+    recipe.write_text(
+        "name: cut\nparent: toy\nsteps:\n  - prune: {compression: 0.25, mix: mixes/toy/broad.yaml}\n  - quantize: {}\n"
+    )
+    command = [str(line.project / ".venv" / "bin" / "registry"), "run", str(recipe)]
+    with subprocess.Popen(command, cwd=line.project, env=line.environment, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr is not None
+        first.stderr.readline()
+        second = line.run("run", str(recipe))
+        first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert "waiting for it to end" in second.stderr
+    assert second.stderr.count("made already") == 2

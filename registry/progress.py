@@ -57,7 +57,7 @@ def _bar(what: str, total: float, unit: str) -> Iterator[Bar]:
 
 
 class _Lines:
-    """At most a line a second, and always the last one."""
+    """A line a second at first, then ever fewer, and always the last one."""
 
     def __init__(self, what: str, total: float, unit: str) -> None:
         self._state = {"what": what, "unit": unit, "total": total}
@@ -68,7 +68,8 @@ class _Lines:
     def advance(self, amount: float = 1, note: str = "") -> None:
         self._done += amount
         self._note = note or self._note
-        if time.monotonic() - self._written >= 1:
+        now = time.monotonic()
+        if now - self._written >= max(1, (now - self._begun) / 4):
             self._write()
 
     def last(self) -> None:

@@ -11,8 +11,10 @@ run again, and commits once, at the end.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ from gates.errors import UsageError
 from registry import output, ownership
 from registry.recipes import MAKES, Recipe, read_recipe
 from registry.store import Candidate, Store
+
+SLOWEST_END = 12.0
+"""Seconds that a stage has to end by itself after it was told to."""
 
 DEFAULT_RECIPE = Path("recipes/toy/v7b.yaml")
 TOY = "toy"
@@ -78,7 +83,8 @@ def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[
         ] = False,
         prove_only: Annotated[bool, typer.Option("--prove-only", hidden=True)] = False,
     ) -> None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, _end_soon)
 
         def run() -> None:
             if prove_only and prove is None:
@@ -94,6 +100,18 @@ def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[
     sys.exit(app())
 
 
+def _end_soon(*_: object) -> None:
+    """Interrupts the work; ends the process if that is not enough.
+
+    Code of others may swallow the interruption (a bare `except` while a library is imported). Nothing is lost by a hard
+    end: a stage commits once, and a server that it started ends with it.
+    """
+    last_resort = threading.Timer(SLOWEST_END, os._exit, [output.INTERRUPTED])
+    last_resort.daemon = True
+    last_resort.start()
+    raise KeyboardInterrupt
+
+
 def _job(
     kind: str,
     root: Path,
@@ -107,7 +125,7 @@ def _job(
     recipe = read_recipe(recipe_file)
     ownership.check(root.absolute())
     store = Store.open(root) if recipe_path else _with_toy(root, recipe)
-    number = _step(kind, recipe, step, candidate, store.names(), where=str(recipe_file))
+    number = chosen_step(kind, recipe, step, candidate, store.names(), where=str(recipe_file))
     source = store.candidate(candidate or recipe.input_of(number))
     makes = recipe.candidate_of(number) if kind in MAKES else source.name
     settings = recipe.steps[number].settings
@@ -128,7 +146,9 @@ def _with_toy(root: Path, recipe: Recipe) -> Store:
     return store
 
 
-def _step(kind: str, recipe: Recipe, step: int | None, candidate: str | None, there: list[str], *, where: str) -> int:
+def chosen_step(
+    kind: str, recipe: Recipe, step: int | None, candidate: str | None, there: list[str], *, where: str
+) -> int:
     """The index of the step to do: the one that was chosen; else the last whose candidate is there already.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -107,6 +108,19 @@ def test_the_harness_does_not_see_the_packages_of_its_base_nor_change_them(compo
 
 def test_what_training_needs_fits_together(compose: Compose) -> None:
     compose.run("train")
+
+
+def test_pin_says_that_no_image_registry_answers_and_writes_nothing(project: Path, tmp_path: Path) -> None:
+    shutil.copy(project / "Makefile", tmp_path)
+    before = {}
+    for file in project.glob("Dockerfile.*"):
+        text = re.sub(r"^(ARG [A-Z]+_BASE_IMAGE=).+$", r"\g<1>127.0.0.1:1/none:1", file.read_text(), flags=re.MULTILINE)
+        before[file.name] = text
+        (tmp_path / file.name).write_text(text)
+    done = subprocess.run(["make", "pin"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "no image registry answers for 127.0.0.1:1/none:1; nothing is written" in done.stderr
+    assert {file.name: file.read_text() for file in tmp_path.glob("Dockerfile.*")} == before
 
 
 def test_a_stage_that_is_stopped_ends_within_seconds_and_says_so(compose: Compose) -> None:

@@ -50,8 +50,8 @@ def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> 
             f"vLLM runs experts in {shape.quantization} on a CPU only with AMX, and this CPU has none "
             "(no amx_tile in /proc/cpuinfo)",
             where=where,
-            remedy="evaluate it on a machine with a GPU or AMX, or with engine: embedded, or evaluate the candidate that "
-            "it was quantised from (--candidate NAME)",
+            remedy="evaluate it on a machine with a GPU or AMX, or with engine: embedded; or evaluate the candidate "
+            "that it was quantised from (--candidate NAME)",
         )
     ours = {"port", "host", "served-model-name", "model", "reasoning-parser", "tool-call-parser"} | PROOF.keys()
     taken = sorted(ours & settings.server_flags.keys())

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 from gates.evidence import Pool, check_header, conditions_key, exact, flat, incomparable, pools, unknown
@@ -59,6 +59,12 @@ def judge(
         gates=gates,
         reasons=tuple(dict.fromkeys(reasons)),
     )
+
+
+def worst(found: Iterable[Verdict]) -> Verdict | None:
+    """A failure or an Invalid one before an Inconclusive one, before a Pass; None of none."""
+    best_last = {"Pass": 2, "Inconclusive": 1}
+    return min(found, key=lambda verdict: best_last.get(verdict.verdict, 0), default=None)
 
 
 def _strangers(owner: str | None, evidence: Mapping[str, Evidence]) -> list[str]:

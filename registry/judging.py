@@ -46,20 +46,22 @@ def judge(store: Store, name: str, *, policy_file: Path, baseline: str | None) -
 
 
 def fresh(store: Store, candidate: Candidate, policy_digest: str) -> Verdict | None:
-    """The candidate's newest verdict under this policy, if judging it again now comes to the same.
+    """The verdict that the candidate stands under: the worst of those under this policy that judging again comes to.
 
-    None if it was never judged so, if there is evidence today (the baseline's included) that the verdict does not rest
-    on, or if rows are damaged.
+    A candidate may have been judged against several baselines. A failure against one is not outvoted by a Pass against
+    another, or whoever wants a Pass would look for a baseline that is weak enough. None if there is no verdict that
+    rests on all evidence there is today, the baseline's included, or if rows are damaged.
 
     Raises:
         IntegrityError: the policy, a verdict or a record of evidence is damaged.
     """
-    logged = store.log.newest("verdict", manifest=candidate.digest, policy=policy_digest)
-    verdict = store.verdicts(candidate.digest).get(str(logged.get("verdict"))) if logged else None
-    if verdict is None:
-        return None
-    again = _judged(store, stored_policy(store, policy_digest), verdict.candidate, verdict.baseline)
-    return verdict if _same(verdict, again) else None
+    recorded = store.verdicts(candidate.digest).values()
+    standing = [verdict for verdict in recorded if verdict.policy == policy_digest and _holds(store, verdict)]
+    return verdicts.worst(standing)
+
+
+def _holds(store: Store, verdict: Verdict) -> bool:
+    return _same(verdict, _judged(store, stored_policy(store, verdict.policy), verdict.candidate, verdict.baseline))
 
 
 def read_policy(path: Path) -> tuple[str, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gates import verdicts
 from gates.evidence import pools
 from gates.records import Evidence, Verdict
 from registry import channels, lineage, output
@@ -65,12 +66,17 @@ def scores(evidence: Mapping[str, Evidence]) -> dict[str, tuple[float, ...]]:
 
 
 def standing(store: Store, candidate: Candidate) -> str | None:
-    """The verdicts that still rest on all evidence there is; 'stale' if there were some and none does."""
-    verdicts = store.verdicts(candidate.digest)
-    fresh = {verdict.verdict for verdict in verdicts.values() if _rests_on_all(store, verdict)}
-    if not fresh:
-        return "stale" if verdicts else None
-    return ", ".join(sorted(fresh))
+    """What the candidate stands under: of each policy, the worst verdict that still rests on all evidence there is.
+
+    'stale' if there were verdicts and none does.
+    """
+    recorded = store.verdicts(candidate.digest)
+    current = [verdict for verdict in recorded.values() if _rests_on_all(store, verdict)]
+    if not current:
+        return "stale" if recorded else None
+    policies = sorted({verdict.policy for verdict in current})
+    by_policy = [verdicts.worst(each for each in current if each.policy == policy) for policy in policies]
+    return ", ".join(dict.fromkeys(verdict.verdict for verdict in by_policy if verdict))
 
 
 def _rests_on_all(store: Store, verdict: Verdict) -> bool:

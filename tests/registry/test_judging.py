@@ -55,7 +55,7 @@ def scored(store: Store) -> Callable[..., str]:
     return record
 
 
-def newest(store: Store, name: str, policy: Path) -> str | None:
+def standing(store: Store, name: str, policy: Path) -> str | None:
     identity = parse_policy(policy.read_text(), "p").identity()
     verdict = judging.fresh(store, store.candidate(name), identity)
     return verdict.verdict if verdict else None
@@ -98,13 +98,13 @@ def test_judging_again_changes_nothing(store: Store, policy: Path, scored: Calla
 
 def test_a_verdict_holds_until_there_is_more_evidence(store: Store, policy: Path, scored: Callable[..., str]):
     scored("toy", 20), scored("pruned", 20)
-    assert newest(store, "pruned", policy) is None
+    assert standing(store, "pruned", policy) is None
     judging.judge(store, "pruned", policy_file=policy, baseline="toy")
-    assert newest(store, "pruned", policy) == "Pass"
+    assert standing(store, "pruned", policy) == "Pass"
     scored("pruned", 0)
-    assert newest(store, "pruned", policy) is None
+    assert standing(store, "pruned", policy) is None
     assert judging.judge(store, "pruned", policy_file=policy, baseline="toy").verdict == "FailTools"
-    assert newest(store, "pruned", policy) == "FailTools"
+    assert standing(store, "pruned", policy) == "FailTools"
 
 
 @pytest.mark.parametrize("pack", ["tools", "never-judged"])
@@ -112,22 +112,26 @@ def test_evidence_on_the_baseline_ends_it_too(store: Store, policy: Path, scored
     scored("toy", 20), scored("pruned", 20)
     judging.judge(store, "pruned", policy_file=policy, baseline="toy")
     scored("toy", 1, pack)
-    assert newest(store, "pruned", policy) is None
+    assert standing(store, "pruned", policy) is None
 
 
 def test_a_verdict_is_of_one_policy(store: Store, policy: Path, scored: Callable[..., str]):
     scored("toy", 20), scored("pruned", 19)
     judging.judge(store, "pruned", policy_file=policy, baseline="toy")
     policy.write_text(POLICY.replace("at_most: 5", "at_most: 4.9"))
-    assert newest(store, "pruned", policy) is None
+    assert standing(store, "pruned", policy) is None
     assert judging.judge(store, "pruned", policy_file=policy, baseline="toy").verdict == "FailTools"
 
 
-def test_the_newest_verdict_counts_whatever_was_found_before(store: Store, policy: Path, scored: Callable[..., str]):
+def test_a_failure_against_one_baseline_is_not_outvoted_by_a_pass_against_another(
+    store: Store, policy: Path, scored: Callable[..., str]
+):
     scored("toy", 20), scored("other", 10), scored("pruned", 15)
-    for baseline, verdict in (("other", "Pass"), ("toy", "FailTools"), ("other", "Pass"), ("toy", "FailTools")):
-        assert judging.judge(store, "pruned", policy_file=policy, baseline=baseline).verdict == verdict
-        assert newest(store, "pruned", policy) == verdict
+    assert judging.judge(store, "pruned", policy_file=policy, baseline="other").verdict == "Pass"
+    assert standing(store, "pruned", policy) == "Pass"
+    for baseline in ("toy", "other"):
+        judging.judge(store, "pruned", policy_file=policy, baseline=baseline)
+        assert standing(store, "pruned", policy) == "FailTools"
     assert store.log.verify() == len(list(store.log.entries()))
 
 
@@ -159,7 +163,7 @@ def test_damaged_rows_make_it_invalid(store: Store, policy: Path, scored: Callab
         blob.unlink()
     else:
         blob.write_bytes(blob.read_bytes().replace(b'"points":1', b'"points":0', 1))
-    assert newest(store, "pruned", policy) is None
+    assert standing(store, "pruned", policy) is None
     verdict = judging.judge(store, "pruned", policy_file=policy, baseline="toy")
     assert verdict.verdict == "Invalid"
     assert any("rows cannot be read" in reason for reason in verdict.reasons)
@@ -200,7 +204,7 @@ def test_a_forged_verdict_does_not_hold(store: Store, policy: Path, scored: Call
     gates = tuple(gate.model_copy(update={"status": "passed"}) for gate in true.gates)
     forged = store.add_verdict(true.model_copy(update={"verdict": "Pass", "gates": gates}))
     store.log.append("verdict", manifest=true.candidate, policy=true.policy, verdict=forged)
-    assert newest(store, "pruned", policy) is None
+    assert standing(store, "pruned", policy) == "FailTools"
 
 
 @pytest.mark.parametrize(

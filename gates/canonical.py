@@ -29,12 +29,14 @@ def dumps(value: Any) -> bytes:
 def loads(data: bytes, *, where: str | None = None) -> Any:
     """The JSON value in `data`: strict, so NaN, infinity, a key given twice and absurd nesting are refused.
 
+    So is any encoding but UTF-8: json would take UTF-16 and a byte order mark, which no other reader does.
+
     Raises:
         IntegrityError: `data` is not such a value; `where` names its file.
     """
     try:
         value = json.loads(
-            data,
+            data.decode(),
             parse_constant=_refuse_constant,
             parse_float=_finite,
             parse_int=_exact,

@@ -1,8 +1,8 @@
 """YAML as people write it, read strictly: the same text always means one thing, and an error names its line.
 
 Numbers with a point become `Decimal`, so that 0.289 stays 0.289; `on`, `no` and `yes` are words; a key given twice is
-refused; nothing builds objects. `parse` then holds the data against a pydantic model and reports every complaint at
-once, each with its line and its field.
+refused, and so is a number that no record could hold; nothing builds objects. `parse` then holds the data against a
+pydantic model and reports what is wrong at once, each complaint with its line and its field.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parse(text: str, model: type[Model], *, where: str) -> Model:
         where: the file's name, for messages.
 
     Raises:
-        UsageError: not YAML, or not of the model's shape; all complaints, a line each.
+        UsageError: not YAML, or not of the model's shape; the complaints, a line each.
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -45,12 +45,17 @@ def parse(text: str, model: type[Model], *, where: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        complaints = [_complaint(item, node) for item in error.errors()]
+        complaints = [_complaint(item, node) for item in error.errors()[:_COMPLAINTS]]
+        if error.error_count() > _COMPLAINTS:
+            complaints.append(f"and {error.error_count() - _COMPLAINTS} more")
         raise UsageError("\n".join(complaints), where=where, remedy=_accepted(model)) from None
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the booleans of YAML 1.2, exact decimals, and no key given twice."""
+    """SafeLoader with the booleans of YAML 1.2, exact decimals, and no key given twice.
+
+    Tags build the values of JSON and nothing else: dates and bytes are words, or refused where a tag asks for them.
+    """
 
 
 _IMPLICIT = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:null"}
@@ -61,31 +66,84 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
 
+_COMPLAINTS = 12
+"""More at once help nobody; a file that has more is likely another file than was meant."""
+_LARGEST = 2**53
+"""Whole numbers from here on have no exact form in JSON."""
+_DIGITS = 32
+"""More of them before or after the point no decimal has that a person writes."""
+
+
+def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    text = loader.construct_scalar(node)
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise _refused(node, "a text holds a letter that no file can be named or written with")
+    return str(text)
+
+
+def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
+    text = loader.construct_scalar(node)
+    if text not in ("true", "false"):
+        raise _refused(node, f"{text} is neither true nor false")
+    return text == "true"
+
+
+def _whole(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    if not re.fullmatch(r"[-+]?[0-9]{1,16}", text) or abs(int(text)) >= _LARGEST:
+        raise _refused(node, f"{_cut(text)} is no whole number below 2**53")
+    return int(text)
+
 
 def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Decimal:
+    text = loader.construct_scalar(node)
     try:
-        number = Decimal(loader.construct_scalar(node))
+        number = Decimal(text)
     except InvalidOperation:
         number = Decimal("NaN")
     if not number.is_finite():
-        raise yaml.constructor.ConstructorError(None, None, f"{node.value} is not a number", node.start_mark)
+        raise _refused(node, f"{_cut(text)} is not a number")
+    exponent = number.as_tuple().exponent
+    if not isinstance(exponent, int) or exponent < -_DIGITS or number.adjusted() >= _DIGITS:
+        raise _refused(node, f"{_cut(text)} is beyond {_DIGITS} digits before or after the point")
     return number
 
 
 def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[str, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise _refused(node, "these are not keys and values")
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
+        # looked at before it is built: a key of aliases to aliases would have no end
+        key = loader.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
+            shown = f"the key {_cut(key_node.value)!r}" if isinstance(key_node, yaml.ScalarNode) else "a key"
+            raise _refused(key_node, f"{shown} is not text")
         if key in mapping:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            raise _refused(key_node, f"the key {key!r} is given twice")
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 
 
-_Loader.add_constructor("tag:yaml.org,2002:float", _decimal)
-_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+def _refused(node: yaml.Node, what: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag in (None, f"{_TAG}null", f"{_TAG}seq")
+}
+_Loader.add_constructor(f"{_TAG}str", _text)
+_Loader.add_constructor(f"{_TAG}bool", _bool)
+_Loader.add_constructor(f"{_TAG}int", _whole)
+_Loader.add_constructor(f"{_TAG}float", _decimal)
+_Loader.add_constructor(f"{_TAG}map", _unique_mapping)
 
 
 def _complaint(error: Any, root: yaml.Node) -> str:

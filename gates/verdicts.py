@@ -62,9 +62,17 @@ def judge(
 
 
 def worst(found: Iterable[Verdict]) -> Verdict | None:
-    """A failure or an Invalid one before an Inconclusive one, before a Pass; None of none."""
+    """A failure or an Invalid one before an Inconclusive one, before a Pass; None of none.
+
+    An Inconclusive one against nothing counts only where it stands alone: it says that nobody named a baseline.
+    """
     best_last = {"Pass": 2, "Inconclusive": 1}
-    return min(found, key=lambda verdict: best_last.get(verdict.verdict, 0), default=None)
+
+    def rank(verdict: Verdict) -> int:
+        unasked = verdict.verdict == "Inconclusive" and verdict.baseline is None
+        return 3 if unasked else best_last.get(verdict.verdict, 0)
+
+    return min(found, key=rank, default=None)
 
 
 def _strangers(owner: str | None, evidence: Mapping[str, Evidence]) -> list[str]:
@@ -81,7 +89,11 @@ def _strangers(owner: str | None, evidence: Mapping[str, Evidence]) -> list[str]
 
 
 def _uneven(evidence: Sequence[tuple[str, Evidence]]) -> list[str]:
-    """Complete runs of one pack under equal conditions ask the same items, for the same points."""
+    """Complete runs of one pack under equal conditions ask the same items, for the same points.
+
+    Totals alone may be on a scale of their own (a percentage), but runs of one candidate are added up, and then all
+    must be on the same one: 100 points of 100 would outweigh 15 items.
+    """
     seen: dict[tuple[str, str], list[Evidence]] = {}
     for digest, each in evidence:
         if each.totals.missing == 0:
@@ -89,13 +101,22 @@ def _uneven(evidence: Sequence[tuple[str, Evidence]]) -> list[str]:
     reasons = []
     for (pack, _), runs in seen.items():
         items = sorted({each.totals.overall.items for each in runs})
-        of = {exact(each.totals.overall.of) / each.repeats for each in runs if each.rows is not None}
+        asked = [each for each in runs if each.rows is not None]
+        added = [
+            [each for each in runs if each.candidate == owner] for owner in sorted({each.candidate for each in runs})
+        ]
+        of = max(
+            ({exact(each.totals.overall.of) / each.repeats for each in group} for group in [asked, *added]), key=len
+        )
+        parts = {tuple((name, part.items) for name, part in sorted(each.totals.categories.items())) for each in asked}
         if len(items) > 1:
             reasons.append(
                 f"{pack}: under equal conditions there are runs of {_among(items)} items; some left items out"
             )
         elif len(of) > 1:
             reasons.append(f"{pack}: under equal conditions there are runs of {_among(sorted(map(float, of)))} points")
+        elif len(parts) > 1:
+            reasons.append(f"{pack}: under equal conditions there are runs with other items in their categories")
     return reasons
 
 

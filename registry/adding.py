@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gates import canonical
-from gates.errors import IntegrityError, UsageError
+from gates.errors import IntegrityError, SluiceError, UsageError
 from registry import commits, fs, output
 from registry.contents import forbidden
 from registry.layout import checked_name
@@ -48,6 +48,10 @@ def add(store: Store, name: str, source: Path, *, replace: bool = False) -> Cand
             fs.remove_tree(model)  # of an attempt that was killed
             copied = _copy(name, files, model)
             return commits.commit(store, name, _inputs(copied), model, replace=replace, known=copied)
+        except SluiceError as error:
+            if error.where:  # the copy is gone in a moment, and never was what anybody could mend
+                error.where = error.where.replace(str(model), str(source), 1)
+            raise
         finally:
             store.discard(work)
 

@@ -118,6 +118,10 @@ def repair(store: Store) -> None:
                 output.hint(f"an interrupted promotion is finished: {channel} → {served(store)[channel]}")
         except IntegrityError as error:
             output.hint(f"the channel {channel} is damaged: {error}")
+        except OSError as error:
+            output.hint(
+                f"the channel {channel} cannot be settled: {error.strerror}: {error.filename2 or error.filename}"
+            )
 
 
 def _restore_candidate(store: Store, generation: Generation) -> None:
@@ -158,7 +162,7 @@ def _target(link: Path) -> str | None:
 
 def _read(store: Store, channel: str, number: int) -> Generation:
     path = store.layout.generations(channel) / numbered(number)
-    generation = Generation.from_bytes(path.read_bytes(), where=str(path))
+    generation = Generation.from_bytes(fs.read(path, f"generation {number}"), where=str(path))
     if (generation.channel, generation.number) != (channel, number):
         raise IntegrityError("this generation lies where it does not belong", where=str(path))
     return generation

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -117,7 +118,7 @@ def show(
 @app.command()
 def path(name: CandidateName, root: Root = ROOT) -> None:
     """Print the folder to load, resolved once: vllm serve $(registry path best)"""
-    output.text(str(Store.open(root).candidate(name).folder.resolve()))
+    output.text(str(Store.open(root).candidate(name).resolved()))
 
 
 @app.command()
@@ -144,19 +145,22 @@ def verify(
     root: Root = ROOT,
     json: Json = False,
 ) -> int:
-    """Check a candidate: its structure and, without --fast, every byte of it. What is wrong is named; exit code 5."""
+    """Check a candidate: its structure and, without --fast, every byte, its evidence, its verdicts. Exit code 5."""
     from registry.verify import verify as problems_of
+    from registry.verify import verify_records
 
     if (name is None) is not every:
         raise UsageError("say which candidate, or --all", remedy="registry verify NAME, or registry verify --all")
     store = Store.open(root)
     names = store.names() if every else [name or ""]
     found = {each: problems_of(store, each, full=not fast) for each in names}
+    if not fast:
+        found = {each: problems + verify_records(store, each) for each, problems in found.items()}
     if json:
         output.data({each: [asdict(problem) for problem in problems] for each, problems in found.items()})
     else:
         for each, problems in found.items():
-            output.text(f"{each}: {'sound' if not problems else f'{len(problems)} problems'}")
+            output.text(f"{each}: {_count(problems)}")
             for problem in problems:
                 output.text(f"  {problem}")
     return 5 if any(found.values()) else 0
@@ -296,6 +300,10 @@ def _print_verdict(name: str, verdict: Verdict) -> None:
         output.text(f"  {result.gate}: {result.status}")
         for rule in result.rules:
             output.text(f"    {rule.status:<10}  {rule.detail}")
+
+
+def _count(problems: Sequence[object]) -> str:
+    return f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "sound"
 
 
 def _write_report(path: Path, text: str) -> None:

@@ -40,7 +40,7 @@ def of(store: Store, candidate: Candidate) -> Details:
     return Details(
         name=candidate.name,
         digest=candidate.digest,
-        folder=str(candidate.folder.resolve()),
+        folder=str(candidate.resolved()),
         channels=tuple(channel for channel, name in channels.served(store).items() if name == candidate.name),
         manifest=candidate.manifest,
         settings={

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from gates.errors import IntegrityError
+
 TEMPORARY = ".tmp-"
 """How the name of everything unfinished begins."""
 
@@ -220,6 +222,20 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple
     finally:
         os.close(reading)
     return sha.hexdigest(), size
+
+
+def read(path: Path, what: str) -> bytes:
+    """
+    Raises:
+        IntegrityError: `what` is missing, or something that is no file is in its place.
+    """
+    try:
+        return path.read_bytes()
+    except PermissionError:  # whose registry it is, not what is in it
+        raise
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise IntegrityError(f"the {what} {reason}", where=str(path)) from None
 
 
 def sync_file(path: Path) -> None:

@@ -131,7 +131,7 @@ class Log:
     def _bytes(self, number: int) -> bytes:
         try:
             return self._path(number).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             raise self._broken(number, "it is missing") from None
 
     def _path(self, number: int) -> Path:

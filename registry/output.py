@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -17,8 +18,9 @@ INTERRUPTED = 130
 def end_with(work: Callable[[], int | None]) -> int:
     """Runs `work` and gives the exit code; errors of ours are printed, without a traceback.
 
-    A closed pipe (`registry ls | head`) is no error.
+    A closed pipe (`registry ls | head`) is no error, nor is a terminal that lacks a letter, nor that nobody listens.
     """
+    _open_streams()
     try:
         return work() or 0
     except SluiceError as error:
@@ -33,6 +35,14 @@ def end_with(work: Callable[[], int | None]) -> int:
     except OSError as error:  # a full disk, a missing right: nobody's bug
         hint(f"error: {_refused(error)}")
         return UsageError.exit_code
+
+
+def _open_streams() -> None:
+    """After this, writing to stdout and stderr raises for want of neither a stream (`>&-`) nor a letter (Latin-1)."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _refused(error: OSError) -> UsageError:
@@ -54,7 +64,8 @@ def hint(text: str) -> None:
 
 def data(value: Any) -> None:
     """A JSON value, on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"  # elsewhere every letter can be escaped
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not readable, allow_nan=False) + "\n")
 
 
 def text(line: str) -> None:

@@ -25,8 +25,8 @@ def check(root: Path) -> None:
 def refusal(path: Path) -> UsageError | None:
     """What is wrong and what mends it, if `path`, which could not be written, lies in a registry."""
     for folder in (path, *path.parents):
-        if Layout(folder).marker.is_file():
-            return _refused(folder, next(each for each in (path, *path.parents) if each.exists()))
+        if os.path.isfile(Layout(folder).marker):  # noqa: PTH113 - Path.is_file raises where nothing may be looked at
+            return _refused(folder, next(each for each in (path, *path.parents) if os.path.exists(each)))  # noqa: PTH110
     return None
 
 

@@ -200,7 +200,7 @@ def _refuse_unless_overridden(name: str, verdict: Verdict | None, policy_name: s
         standing = f"is {verdict.verdict}" if verdict else "has no verdict that rests on all its evidence"
         raise UsageError(
             f"{name} {standing} under the policy {policy_name}; {request.channel} serves only what has a Pass",
-            remedy=f"registry gate {name} --policy policies/{policy_name}.yaml judges it; "
+            remedy=f"registry gate {name} --policy policies/{policy_name}.yaml --baseline NAME judges it; "
             '--override --reason "…" promotes it all the same',
         )
     if not request.reason:

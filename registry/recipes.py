@@ -21,18 +21,23 @@ from gates.strict_yaml import Strict, parse
 
 Criterion = Literal["reap", "random"]
 
+Whole = Annotated[int, Field(strict=True)]
+"""A whole number, and neither `true` nor a text that looks like one."""
+Exact = Annotated[Decimal, Field(decimal_places=12)]
+"""A decimal that is kept as it is written."""
+
 
 class Prune(Strict):
     """Remove experts: of E in each layer ceil(E·(1 - compression)) stay."""
 
-    compression: Annotated[Decimal, Field(gt=0, lt=1)]
+    compression: Annotated[Exact, Field(gt=0, lt=1)]
     mix: str
     criterion: Criterion = "reap"
     renormalize_router: bool | None = None
     """Whether the score uses router weights renormalised over the chosen top-k; None does as the model does. It changes
     the score alone, never the forward pass."""
-    sequence_length: Annotated[int, Field(ge=8)] = 2048
-    seed: Annotated[int, Field(ge=0)] = 0
+    sequence_length: Annotated[Whole, Field(ge=8)] = 2048
+    seed: Annotated[Whole, Field(ge=0)] = 0
 
 
 class Quantize(Strict):
@@ -52,8 +57,8 @@ class Evaluate(Strict):
         default_factory=dict
     )
     """Further flags of `vllm serve`, without the dashes, such as {max-model-len: 32768}."""
-    repeats: Annotated[int, Field(ge=1)] = 1
-    temperature: Annotated[Decimal, Field(ge=0, le=2)] = Decimal(0)
+    repeats: Annotated[Whole, Field(ge=1)] = 1
+    temperature: Annotated[Exact, Field(ge=0, le=2)] = Decimal(0)
     thinking: bool = True
 
     @model_validator(mode="after")
@@ -130,13 +135,13 @@ class Dataset(Strict):
     """So many rows of one dataset: a JSONL file of chats, its path relative to the project's folder."""
 
     path: str
-    count: Annotated[int, Field(ge=1)]
+    count: Annotated[Whole, Field(ge=1)]
 
 
 class Mix(Strict):
     name: Name
     datasets: Annotated[list[Dataset], Field(min_length=1)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[Whole, Field(ge=0)] = 0
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -33,7 +33,7 @@ def command(store: Store, name: str, *, host: str = HOST, port: int = PORT) -> l
         UsageError: nothing says under which flags it was judged, or evidence disagrees.
         IntegrityError: a record is damaged.
     """
-    folder = store.candidate(name).folder.resolve()
+    folder = store.candidate(name).resolved()
     judged = agreed(_evidence(store, name), name=name)
     return words(
         folder,

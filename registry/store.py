@@ -38,6 +38,19 @@ class Candidate:
     manifest: Manifest
     folder: Path
 
+    def resolved(self) -> Path:
+        """The folder, with no link on the way to it: it stays what it is if the name is replaced.
+
+        Raises:
+            IntegrityError: it is not there.
+        """
+        path = Path(os.path.realpath(self.folder))
+        if not path.is_dir():
+            raise IntegrityError(
+                "the candidate has no model folder", where=str(self.folder), remedy=f"registry verify {self.name}"
+            )
+        return path
+
 
 @dataclass(frozen=True, slots=True)
 class Store:
@@ -268,10 +281,7 @@ class Store:
 
 
 def _content(path: Path, digest: str, what: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise IntegrityError(f"the {what} {digest} is missing", where=str(path)) from None
+    data = fs.read(path, f"{what} {digest}")
     if canonical.digest(data) != digest:
         raise IntegrityError(
             f"the {what} is damaged: its SHA-256 is {canonical.digest(data)}, expected {digest}", where=str(path)
@@ -292,12 +302,16 @@ def _linked_manifest(link: Path) -> str:
     return match[1]
 
 
+def read_record(path: Path, kind: type[AnyRecord], candidate: str) -> AnyRecord:
+    """
+    Raises:
+        IntegrityError: it is damaged, or lies where it does not belong.
+    """
+    record = kind.from_bytes(_content(path, path.name.removesuffix(".json"), "record"), where=str(path))
+    if record.model_dump()["candidate"] != candidate:
+        raise IntegrityError("this record is about another candidate", where=str(path))
+    return record
+
+
 def _records(folder: Path, kind: type[AnyRecord], candidate: str) -> dict[str, AnyRecord]:
-    found = {}
-    for name in fs.entries(folder):
-        path, digest = folder / name, name.removesuffix(".json")
-        record = kind.from_bytes(_content(path, digest, "record"), where=str(path))
-        if record.model_dump()["candidate"] != candidate:
-            raise IntegrityError("this record is about another candidate", where=str(path))
-        found[digest] = record
-    return found
+    return {name.removesuffix(".json"): read_record(folder / name, kind, candidate) for name in fs.entries(folder)}

@@ -1,6 +1,7 @@
 """Is a candidate still what its manifest says? Everything that is wrong is found at once, and nothing is changed.
 
 Structural: links, names, sizes, headers and config.json; moments. Full: every byte hashed, every number looked at.
+`verify_records` looks at what is written down about a candidate: its ancestry, its evidence, its verdicts.
 """
 
 from __future__ import annotations
@@ -11,21 +12,26 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from gates.canonical import digest as digest_of
 from gates.errors import IntegrityError, SluiceError
-from registry import fs
+from gates.records import Evidence, Verdict
+from registry import fs, lineage
 from registry.checkpoint import examine
 from registry.completeness import Problem, is_scale
 from registry.layout import Layout
 from registry.manifests import File, Manifest
 from registry.progress import progress
-from registry.store import Store
+from registry.store import Store, read_record
 from registry.tensors import Tensor, read_header
 from registry.values import all_positive, holds_no_number
 
-__all__ = ["Problem", "verify"]
+__all__ = ["Problem", "verify", "verify_records"]
+
+AnyResult = TypeVar("AnyResult")
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -34,12 +40,32 @@ _WORKERS = min(4, os.cpu_count() or 1)
 def verify(store: Store, name: str, *, full: bool) -> list[Problem]:
     """What is wrong with the candidate or channel `name`; nothing, if the list is empty.
 
+    A name that is given to another candidate meanwhile is looked at again: what was half the one and half the other is
+    no damage.
+
     Args:
         full: hash every byte and look at every number too, with progress.
 
     Raises:
         UsageError: nothing is called so.
     """
+    while True:
+        before = _manifest_link(store.layout, name)
+        problems = _verify_once(store, name, full=full)
+        if not problems or _manifest_link(store.layout, name) == before:
+            return problems
+
+
+def _manifest_link(layout: Layout, name: str) -> Path | None:
+    """Where the manifest's link of the candidate or channel `name` leads."""
+    folder = layout.candidate(name)
+    try:
+        return ((folder if folder.is_dir() else layout.channel(name).resolve().parent) / "manifest").readlink()
+    except OSError:
+        return None
+
+
+def _verify_once(store: Store, name: str, *, full: bool) -> list[Problem]:
     layout = store.layout
     candidate, problems = _candidate(store, name)
     if candidate is None:
@@ -58,6 +84,44 @@ def verify(store: Store, name: str, *, full: bool) -> list[Problem]:
         digests |= {attachments / name: digest for name, digest in attached.items()}
         problems += _bytes(layout, candidate, digests)
     return problems
+
+
+def verify_records(store: Store, name: str) -> list[Problem]:
+    """What is wrong with what is written down about the candidate or channel `name`, as far as its manifest is sound.
+
+    Raises:
+        UsageError: nothing is called so.
+    """
+    try:
+        digest = store.candidate(name).digest
+    except IntegrityError:
+        return []  # which `verify` reports
+    layout = store.layout
+    problems: list[Problem] = []
+
+    def look(read: Callable[[], AnyResult]) -> AnyResult | None:
+        try:
+            return read()
+        except IntegrityError as error:
+            where = _relative(layout, Path(error.where)) if error.where else name
+            problems.append(Problem(where, error.what))
+            return None
+
+    look(lambda: list(lineage.ancestry(store, digest)))
+    blobs: set[str | None] = set()
+    for path in _listed(layout.evidence(digest)):
+        if evidence := look(partial(read_record, path, Evidence, digest)):
+            blobs |= {evidence.rows, evidence.responses}
+    for path in _listed(layout.verdicts(digest)):
+        if verdict := look(partial(read_record, path, Verdict, digest)):
+            blobs.add(verdict.policy)
+    for blob in sorted(filter(None, blobs)):
+        look(partial(store.read, blob))
+    return problems
+
+
+def _listed(folder: Path) -> list[Path]:
+    return [folder / name for name in fs.entries(folder)]
 
 
 def _candidate(store: Store, name: str) -> tuple[str | None, list[Problem]]:

@@ -80,8 +80,8 @@ def batches(
     import torch
 
     sequences = sorted(_tokens(rows, tokenizer, sequence_length), key=len)
-    # Any id will do: the mask hides it, and nothing is read at its place.
-    padding = tokenizer.pad_token_id or 0
+    # Any id will do that the model has (a tokenizer's own for padding may be beyond): the mask hides it.
+    padding = 0
     made = []
     for group in _groups(sequences, batch_tokens):
         lengths = torch.tensor([len(ids) for ids in group])
@@ -206,7 +206,8 @@ def _tokens(rows: bytes, tokenizer: PreTrainedTokenizerBase, sequence_length: in
                 f"the model's chat template refuses the row: {error}",
                 where=f"row {number} of the mix's sample: {_excerpt(line)}",
             ) from None
-        ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=sequence_length)["input_ids"]
+        # cut here, because a tokenizer may be set to cut off the beginning
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:sequence_length]
         if not ids:
             raise UsageError(
                 "the model's chat template makes nothing of the row", where=f"row {number}: {_excerpt(line)}"

@@ -62,4 +62,5 @@ def _dump(value: Any, lead: str) -> str:
     _, newline, indent = lead.rpartition("\n")
     if not newline:
         return json.dumps(value)
-    return json.dumps(value, indent=indent).replace("\n", "\n" + indent)
+    line_end = "\r\n" if "\r\n" in lead else "\n"
+    return json.dumps(value, indent=indent).replace("\n", line_end + indent)

@@ -98,7 +98,7 @@ def rewrite(
         if name not in source.shards and name not in (CONFIG, INDEX):
             fs.make_folders((target / name).parent)
             fs.copy_in(path, target / name, lambda _: None)
-    text = source.files[CONFIG].read_text(encoding="utf-8")
+    text = source.files[CONFIG].read_bytes().decode()  # read_text would make other line ends of \r\n
     fs.write_new(target / CONFIG, edited(text, dict(config)).encode())
     if INDEX in source.files:
         fs.write_new(target / INDEX, _index(source.files[INDEX], shards))

@@ -112,7 +112,7 @@ def _conditions(candidate: Candidate, pack: Pack, settings: Evaluate, descriptio
         tool_parser=description.tool_parser,
         chat_template=canonical.digest(_chat_template(candidate.folder)),
         tokenizer=canonical.digest(_file(candidate.folder, "tokenizer.json")),
-        sampling={"temperature": float(settings.temperature), "top_p": 1, "seed": "the number of the repeat"},
+        sampling={"temperature": float(settings.temperature), **client.UNCHANGED, "seed": "the number of the repeat"},
         thinking="on" if settings.thinking else "off",
         pack=pack.digest,
         grader=pack.grader_digest,

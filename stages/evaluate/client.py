@@ -18,16 +18,28 @@ if TYPE_CHECKING:
     import httpx
 
 PAUSES = (0.5, 2.0, 8.0)
-"""Seconds before each new try after a fault of the infrastructure (no connection, no answer in time, a 5xx, a 429)."""
+"""Seconds before each new try after a fault of the infrastructure: no connection, no answer in time, a 5xx, a 429, or
+an answer that is no JSON object (which no model can bring about)."""
 LONGEST_ANSWER = 600.0
 """Seconds that one request may take."""
 
 Json = dict[str, Any]
 
+UNCHANGED: Json = {
+    "top_p": 1,
+    "top_k": 0,
+    "min_p": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
+"""What leaves the model's own distribution as it is. It is said in every request: where nothing is said vLLM takes the
+checkpoint's generation_config.json, whose repetition penalty counts at temperature 0 too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back: `body` is the response without its volatile fields, None if it was no JSON object."""
+    """What came back: `body` is the response without its volatile fields, None if it cannot be kept as JSON."""
 
     body: Json | None
     seconds: float
@@ -47,34 +59,35 @@ class Client:
     async def chat(self, request: Json) -> Reply:
         """
         Raises:
-            InvalidEvidence: the server refuses the request (4xx).
+            InvalidEvidence: the server refuses the request (4xx) or sends it elsewhere (3xx).
             UnansweredError: there was no answer.
         """
         begun = time.monotonic()
         answer = await self._post("/v1/chat/completions", {"model": self.model} | request)
-        return Reply(without_volatile(_json(answer)), time.monotonic() - begun)
+        return Reply(without_volatile(answer), time.monotonic() - begun)
 
     async def prompt(self, request: Json) -> str:
         """The text that the candidate's template makes of a chat, as far as the assistant's turn."""
         chat = {key: request[key] for key in ("messages", "tools", "chat_template_kwargs") if key in request}
-        tokens = _json(await self._post("/tokenize", {"model": self.model} | chat))
-        text = _json(await self._post("/detokenize", {"model": self.model, "tokens": (tokens or {}).get("tokens")}))
-        return str((text or {}).get("prompt", ""))
+        tokens = await self._post("/tokenize", {"model": self.model} | chat)
+        text = await self._post("/detokenize", {"model": self.model, "tokens": tokens.get("tokens")})
+        return str(text.get("prompt", ""))
 
-    async def _post(self, path: str, body: Json) -> httpx.Response:
+    async def _post(self, path: str, body: Json) -> Json:
         import httpx
 
         fault = ""
         for pause in (*PAUSES, None):
             try:
                 answer = await self.http.post(path, json=body)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 fault = f"{type(error).__name__}: {error}"
             else:
-                if answer.status_code < 400:
-                    return answer
+                value = _json(answer)
+                if answer.is_success and value is not None:
+                    return value
                 fault = f"{answer.status_code}: {answer.text[:500]}"
-                if answer.status_code < 500 and answer.status_code != 429:
+                if 300 <= answer.status_code < 500 and answer.status_code != 429:
                     raise InvalidEvidence(f"the server refuses a request: {fault}", where=f"POST {path}")
             if pause is not None:
                 await asyncio.sleep(pause)
@@ -95,7 +108,7 @@ async def connect(base_url: str, *, concurrency: int) -> AsyncIterator[Client]:
         try:
             models = _json(await http.get("/v1/models"))
             model = (models or {})["data"][0]["id"]
-        except (httpx.TransportError, KeyError, IndexError, TypeError):
+        except (httpx.RequestError, KeyError, IndexError, TypeError):
             raise InvalidEvidence("the server names no model", where=f"{base_url}/v1/models") from None
         yield Client(http, model)
 
@@ -119,7 +132,7 @@ def request(
         "messages": messages,
         "max_tokens": max_tokens,
         "temperature": temperature,
-        "top_p": 1,
+        **UNCHANGED,
         "seed": seed,
         "chat_template_kwargs": {"enable_thinking": thinking},
     }
@@ -130,19 +143,17 @@ def request(
     return body
 
 
-def without_volatile(body: Json | None) -> Json | None:
+def without_volatile(body: Json) -> Json | None:
     """A response without what differs from call to call or from place to place: ids, times, the model's name.
 
     None for what cannot be kept as canonical JSON.
     """
-    if body is None:
-        return None
     kept = {key: value for key, value in body.items() if key not in _VOLATILE}
     for call in _calls(kept):
         call.pop("id", None)
     try:
         canonical.dumps(kept)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return kept
 
@@ -161,6 +172,6 @@ def _calls(body: Json) -> Iterator[Json]:
 def _json(answer: httpx.Response) -> Json | None:
     try:
         value = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -13,7 +13,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`response` is what is kept of the server's response; None if that was no JSON object."""
+    """`response` is what is kept of the server's response; None if that cannot be kept as JSON."""
 
     item: str
     repeat: int

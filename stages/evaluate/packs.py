@@ -19,7 +19,7 @@ from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from gates.records import Name
 from gates.strict_yaml import Strict, parse
-from registry.recipes import read_text
+from registry.recipes import Whole, read_text
 from stages.common.grading import Expected, Grader, grader_digest
 
 Text = Annotated[str, Field(min_length=1)]
@@ -32,7 +32,7 @@ class PackFile(Strict):
     description: str
     grader: Grader
     items: str
-    max_tokens: Annotated[int, Field(ge=1)]
+    max_tokens: Annotated[Whole, Field(ge=1)]
 
 
 class Right(Strict):

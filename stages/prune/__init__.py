@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from gates import canonical
 from gates.errors import UsageError
 from registry import fs, output
+from registry.checkpoint import read_config
+from registry.families import family_of
 from registry.lineage import ancestry
 from registry.manifests import Inputs, MixUse
 from registry.progress import progress
@@ -33,8 +35,8 @@ def prune(job: Job) -> None:
     """Makes the candidate `job.makes` from `job.source`, or finds it made.
 
     Raises:
-        UsageError: the source is quantised or pruned already, the depth is impossible, or the mix cannot be taken;
-            nothing is written.
+        UsageError: the source is quantised or pruned already or has no experts, the depth is impossible, or the mix
+            cannot be taken; nothing is written.
         IntegrityError: the source's tensors are damaged or not complete.
         BusyError: another process is making the same candidate.
     """
@@ -71,6 +73,9 @@ def _refuse_source(job: Job) -> None:
             where=job.where,
             remedy="start from the candidate that it was quantised from",
         )
+    config = read_config(job.source.folder)
+    if not family_of(config).expert_layers(config):
+        raise UsageError(f"{job.source.name} has no layer with experts, so there is nothing to prune", where=job.where)
     for _, manifest in ancestry(job.store, job.source.digest):
         if manifest.inputs.op == "prune":
             raise UsageError(
@@ -114,8 +119,16 @@ def _batches(job: Job, rows: bytes) -> list[calibration.Batch]:
         return []
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(job.source.folder.resolve())
-    return calibration.batches(rows, tokenizer, job.settings.sequence_length)
+    folder = job.source.resolved()
+    batches = calibration.batches(rows, AutoTokenizer.from_pretrained(folder), job.settings.sequence_length)
+    known, largest = read_config(folder).get("vocab_size"), max(int(batch.input_ids.max()) for batch in batches)
+    if isinstance(known, int) and largest >= known:
+        raise UsageError(
+            f"the tokenizer gives the token {largest}, but the model knows only {known}",
+            where=str(folder),
+            remedy="leave out of the mix what needs that token, or take the model in with its own tokenizer",
+        )
+    return batches
 
 
 def _make(job: Job, keep: int, batches: list[calibration.Batch], folder: Path) -> None:

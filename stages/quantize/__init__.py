@@ -106,7 +106,10 @@ def _refuse_uneven(folder: Path) -> None:
     family = family_of(read_config(folder))
     for shard in sorted(folder.glob("*.safetensors")):
         for name, tensor in read_header(shard).items():
-            if quantized(family, name) and any(size % side for size, side in zip(tensor.shape, BLOCK, strict=True)):
+            whole = len(tensor.shape) == 2 and not any(
+                size % side for size, side in zip(tensor.shape, BLOCK, strict=True)
+            )
+            if quantized(family, name) and not whole:
                 raise UsageError(
                     f"block FP8 needs dimensions that divide by {BLOCK[0]}; {name} is {_times(tensor.shape)}",
                     where=str(shard),

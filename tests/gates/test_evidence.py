@@ -148,6 +148,12 @@ def test_one_row_fewer_than_the_totals_say_is_seen():
     ]
 
 
+def test_rows_with_more_points_than_a_number_holds_cannot_be_trusted():
+    rows = [_row(item=item, repeat=0, points=0, of=1e308) for item in "ab"]
+    evidence = header(GOOD[:1], pack="p").model_copy(update={"rows": canonical.digest(written(rows))})
+    assert "the totals are not the sums of its rows" in check(evidence, written(rows))
+
+
 @pytest.mark.parametrize("points", [float("nan"), float("inf"), float("-inf"), -1.0, 101.0])
 def test_totals_that_are_no_score_cannot_be_trusted(points: float):
     overall = Score.model_construct(points=points, of=100.0, items=15)

@@ -45,7 +45,11 @@ def test_what_json_has_no_form_for_is_refused(value: Any):
 
 
 @pytest.mark.parametrize(
-    "data", [b"NaN", b"[Infinity]", b'{"a":1,"a":2}', b"{", b"\xff", b"", b"[" * 65 + b"]" * 65, b"[" * 10**6]
+    "data",
+    [
+        *(b"NaN", b"[Infinity]", b'{"a":1,"a":2}', b"{", b"\xff", b"", b"[" * 65 + b"]" * 65, b"[" * 10**6),
+        *("{}".encode(encoding) for encoding in ("utf-8-sig", "utf-16", "utf-32-le")),
+    ],
 )
 def test_what_is_not_strict_json_is_refused(data: bytes):
     with pytest.raises(IntegrityError):

@@ -254,6 +254,31 @@ def test_a_run_that_gives_more_points_for_an_item_is_invalid():
     assert judged(without(taken(CANDIDATE), "tools") | by_digest([heavier])).verdict == "Invalid"
 
 
+def test_totals_on_another_scale_are_not_added_to_rows():
+    """100 points of 100 would outweigh 40 items that were all wrong."""
+    known = Totals(overall=Score(points=100, of=100, items=40), categories={}, missing=0)
+    table = header(right(0, 40), pack="facts").model_copy(update={"rows": None, "responses": None, "totals": known})
+    by = only("{floor: {pack: facts, at_least: 70}}")
+    verdict = judged(by_digest([header(right(0, 40), pack="facts"), table]), {}, by)
+    assert (verdict.verdict, verdict.reasons) == (
+        "Invalid",
+        ("facts: under equal conditions there are runs of 40 and 100 points",),
+    )
+    assert judged(by_digest([table]), {}, by).verdict == "Pass"
+    theirs = by_digest([header(right(40, 40), pack="facts", candidate=BASELINE)])
+    by = only("{drop: {pack: facts, at_most: 5}}")
+    assert judged(by_digest([table]), theirs, by).verdict == "Pass", "a percentage can be compared with rows"
+
+
+def test_runs_with_as_many_items_and_others_in_their_categories_are_invalid():
+    few = header([*right(2, 2, category="hard"), *right(0, 15, category="easy")[2:]], pack="tools")
+    many = header([*right(9, 13, category="hard"), *right(2, 15, category="easy")[13:]], pack="tools")
+    many = many.model_copy(update={"candidate": BASELINE})
+    verdict = judged(by_digest([few]), by_digest([many]), only("{drop: {pack: tools, category: hard, at_most: 5}}"))
+    assert verdict.verdict == "Invalid"
+    assert "other items in their categories" in verdict.reasons[0]
+
+
 def test_any_complaint_makes_it_invalid():
     verdict = judge(policy(), candidate=CANDIDATE, evidence=taken(CANDIDATE), complaints=["its rows are not there"])
     assert (verdict.verdict, verdict.reasons) == ("Invalid", ("its rows are not there",))

@@ -12,7 +12,7 @@ from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from gates.policy import parse_policy
 from gates.records import Evidence
-from registry import judging
+from registry import judging, overview
 from registry.store import Store
 from tests.support.scores import header, right, written
 from tests.support.tiny import write_checkpoint
@@ -167,6 +167,22 @@ def test_damaged_rows_make_it_invalid(store: Store, policy: Path, scored: Callab
     verdict = judging.judge(store, "pruned", policy_file=policy, baseline="toy")
     assert verdict.verdict == "Invalid"
     assert any("rows cannot be read" in reason for reason in verdict.reasons)
+
+
+def test_a_forgotten_baseline_takes_no_pass_away(store: Store, policy: Path, scored: Callable[..., str]):
+    scored("toy", 20), scored("pruned", 20)
+    assert judging.judge(store, "pruned", policy_file=policy, baseline=None).verdict == "Inconclusive"
+    assert standing(store, "pruned", policy) == overview.standing(store, store.candidate("pruned")) == "Inconclusive"
+    judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    judging.judge(store, "pruned", policy_file=policy, baseline=None)
+    assert standing(store, "pruned", policy) == overview.standing(store, store.candidate("pruned")) == "Pass"
+
+
+def test_a_floor_that_is_missed_without_a_baseline_is_a_failure(store: Store, policy: Path, scored: Callable[..., str]):
+    policy.write_text(POLICY + "      - floor: {pack: tools, at_least: 90}\n")
+    scored("toy", 10), scored("pruned", 10)
+    judging.judge(store, "pruned", policy_file=policy, baseline=None)
+    assert standing(store, "pruned", policy) == "FailTools"
 
 
 def test_an_edited_header_is_a_broken_registry(store: Store, policy: Path, scored: Callable[..., str]):

@@ -85,3 +85,14 @@ def test_what_cannot_be_written_is_traced_to_its_registry_and_to_no_other_folder
     assert f"{project / 'models' / 'blobs' / 'sha256'}" in str(found)
     assert f"$(id -g) {project / 'models'}" in str(found)
     assert ownership.refusal(project / "elsewhere") is None
+
+
+def test_a_folder_that_may_not_even_be_looked_into_is_traced_too(project: Path) -> None:
+    closed = project / "models" / "candidates"
+    closed.chmod(0)
+    try:
+        found = ownership.refusal(closed / "toy" / "manifest")
+    finally:
+        closed.chmod(0o755)
+    assert found is not None
+    assert str(closed) in str(found)

@@ -23,6 +23,11 @@ steps:
   - gate: {policy: policies/agentic.yaml, baseline: best}
 """
 
+NESTED = "&a0 [x]"
+"""A list of nine to the power of 24 values, in aliases to aliases."""
+for number in range(1, 25):
+    NESTED = f"&a{number} [{NESTED}{f', *a{number - 1}' * 8}]"
+
 
 def read(folder: Path, text: str) -> Recipe:
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
@@ -125,6 +130,36 @@ def test_a_recipe_that_makes_nothing_works_on_its_parent(tmp_path):
 def test_what_is_wrong_is_refused_with_its_line_and_field(tmp_path, old, new, says):
     assert old in RECIPE
     assert says in refused(tmp_path, RECIPE.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("compression: 0.25, seed: true", "steps[0].prune.seed"),
+        ('compression: 0.25, seed: "9007199254740993"', "steps[0].prune.seed"),
+        ("compression: 0.25, seed: 9007199254740992", "below 2**53"),
+        (f"compression: 0.25, seed: {'9' * 5000}", "999… is no whole number"),
+        ("compression: 0.25, seed: 1.0e+99999999", "beyond 32 digits"),
+        ("compression: 0.25, seed: !!int many", "many is no whole number"),
+        ("compression: 1.0e-99999999", "beyond 32 digits"),
+        ('compression: "1e-99999999"', "steps[0].prune.compression"),
+        ("compression: 0.25, renormalize_router: !!bool perhaps", "perhaps is neither true nor false"),
+        ('compression: 0.25, criterion: "\\0"', "no file can be named"),
+        ('compression: 0.25, "\\ud800": 1', "no file can be named"),
+        ("compression: !!timestamp 2020-01-01", "timestamp"),
+        ("compression: !!map [a]", "not keys and values"),
+        (f"compression: 0.25, seed: {NESTED}, ? *a24 : 1", "a key is not text"),
+    ],
+)
+def test_a_value_that_no_record_could_hold_is_refused_at_once(tmp_path, setting, says):
+    text = f"name: v7b\nparent: toy\nsteps:\n  - prune: {{mix: a, {setting}}}\n"
+    assert says in refused(tmp_path, text)
+
+
+def test_a_file_that_is_something_else_is_not_recited(tmp_path):
+    said = refused(tmp_path, "".join(f"user{number}: x\n" for number in range(1000)))
+    assert len(said.splitlines()) < 20
+    assert "and 991 more" in said
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gates.errors import UsageError
+from registry.manifests import Inputs
 from registry.store import Store
 from registry.tensors import DTYPES, read_header
 from registry.values import all_positive, holds_no_number
-from registry.verify import verify
+from registry.verify import verify, verify_records
+from tests.support import stores
 from tests.support.fp8 import fp8_checkpoint, write_fp8_checkpoint
 from tests.support.tiny import write_checkpoint, write_json, write_weights
 
@@ -304,3 +306,41 @@ def test_whatever_is_damaged_is_found_and_never_a_traceback(made, tmp_path_facto
     elif kind == "loop":
         path.symlink_to(path.name)
     assert verify(store, "toy", full=True)
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "a folder", "a loop"])
+@pytest.mark.parametrize("what", ["evidence", "verdicts", "rows", "policy"])
+def test_damage_to_what_is_written_down_about_a_candidate_is_named(store, tmp_path, what, damage):
+    verdict = stores.judge(store, "toy", stores.write_policy(tmp_path / "floor.yaml"))
+    assert verify_records(store, "toy") == []
+    digest = store.candidate("toy").digest
+    (evidence,) = store.evidence(digest).values()
+    path = {
+        "evidence": store.layout.evidence(digest) / f"{evidence.identity()}.json",
+        "verdicts": store.layout.verdicts(digest) / f"{verdict.identity()}.json",
+        "rows": store.layout.blob(str(evidence.rows)),
+        "policy": store.layout.blob(verdict.policy),
+    }[what]
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "changed":
+        path.write_bytes(data[:-2] + b" }")
+    elif damage == "a folder":
+        path.mkdir()
+    elif damage == "a loop":
+        path.symlink_to(path.name)
+    problems = verify_records(store, "toy")
+    if damage == "missing" and what in ("evidence", "verdicts"):
+        assert problems == []  # nothing names them: a verdict without its evidence is stale
+    else:
+        assert [problem.file for problem in problems] == [str(path.relative_to(store.layout.root))]
+    assert verify(store, "toy", full=True) == []
+
+
+def test_a_parent_whose_manifest_is_damaged_is_named(store):
+    parent = store.candidate("toy").digest
+    with store.step("5" * 64) as folder:
+        inputs = Inputs(op="prune", parent=parent, settings={}, code="prune-1")
+        store.commit("child", inputs, write_checkpoint(folder / "model"))
+    store.layout.manifest(parent).unlink()
+    assert [problem.file for problem in verify_records(store, "child")] == [f"manifests/{parent}.json"]

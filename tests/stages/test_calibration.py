@@ -232,6 +232,18 @@ def test_a_long_row_is_cut_at_the_sequence_length(tokenizer):
     assert texts(made, tokenizer) == ["<user>" + "x" * 44]
 
 
+def test_a_tokenizer_set_to_cut_and_pad_in_its_own_way_changes_nothing(tokenizer, monkeypatch):
+    rows = rows_of(chat("x" * 1000), chat("short"))
+    expected = calibration.batches(rows, tokenizer, 50)
+    monkeypatch.setattr(tokenizer, "truncation_side", "left")
+    monkeypatch.setattr(tokenizer, "padding_side", "left")
+    tokenizer.add_tokens(["<far beyond the model>"])
+    monkeypatch.setattr(tokenizer, "_pad_token_type_id", 7)
+    (batch,) = calibration.batches(rows, tokenizer, 50)
+    assert batch.input_ids.equal(expected[0].input_ids)
+    assert batch.attention_mask.equal(expected[0].attention_mask)
+
+
 @given(st.lists(st.integers(0, 80), min_size=1, max_size=30), st.integers(8, 64), st.integers(1, 400))
 def test_batches_hold_every_row_once_within_the_limit_and_mask_the_padding(tokenizer, lengths, longest, limit):
     rows = rows_of(*(chat("x" * length) for length in lengths))

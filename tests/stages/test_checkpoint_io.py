@@ -280,6 +280,16 @@ def test_only_the_changed_values_of_the_config_change(source, target):
     assert (target / "config.json").read_text() == text.replace('"num_experts": 4', '"num_experts": 12')
 
 
+def test_the_line_ends_of_the_config_stay_as_they_were(source, target):
+    config = source.folder / "config.json"
+    config.write_bytes(config.read_bytes().replace(b"\n", b"\r\n"))
+    rewrite(Checkpoint(source.folder), target, all_kept(source), config={"num_experts": 12, "new": {"a": [1]}})
+    text = (target / "config.json").read_bytes()
+    assert text.count(b"\r\n") == text.count(b"\n")
+    assert text.startswith(config.read_bytes().replace(b'"num_experts": 4', b'"num_experts": 12')[:-5])
+    assert json.loads(text)["new"] == {"a": [1]}
+
+
 def test_numbers_and_spaces_stay_as_they_were_written():
     text = '{"b" : 1.0E-06,\n\t"a":[1,  2], "num_experts":  4 ,"é": "\\u00e9"}\n\n'
     assert edited(text, {"num_experts": 3}) == text.replace("  4 ", "  3 ")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from gates import canonical
+from gates.errors import InvalidEvidence
 from gates.evidence import check, totals
 from gates.records import Evidence
 from registry.recipes import Evaluate
@@ -297,6 +298,61 @@ def test_a_fault_that_stays_is_a_missing_answer_and_never_a_zero(small, generato
 
     healed = run(app, small, tmp_path / "journal")
     assert healed == run(app, small, tmp_path / "afresh")
+
+
+DEEP = b'{"choices": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+
+
+def answering(app: Any, status: int, body: bytes) -> Any:
+    """`app` behind something that answers this to every chat."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] != "/v1/chat/completions":
+            await app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    return answer
+
+
+@pytest.mark.parametrize("body", [b"<html>busy</html>", b"null", b"[]", b"", b'{"choices": [', b'{"a": "\xff"}', DEEP])
+def test_what_no_model_can_answer_is_a_missing_answer_and_never_a_zero(small, tmp_path, body):
+    rows = run(answering(None, 200, body), small, tmp_path / "journal").rows
+    assert {(row.outcome, row.points) for row in rows} == {("infra", None)}
+
+
+def test_an_answer_that_cannot_be_kept_is_the_models_fault(small, tmp_path):
+    body = b'{"choices": [{"message": {"content": "\\ud800"}, "finish_reason": "stop"}]}'
+    rows = run(answering(None, 200, body), small, tmp_path / "journal").rows
+    assert {(row.outcome, row.points) for row in rows} == {("model_error", 0)}
+
+
+def test_a_server_that_sends_elsewhere_is_not_followed_and_not_scored(small, tmp_path):
+    with pytest.raises(InvalidEvidence, match="refuses a request: 307"):
+        run(answering(None, 307, b"{}"), small, tmp_path / "journal")
+
+
+def test_everything_that_bears_on_sampling_is_said_and_stands_in_the_conditions(small, generator, tmp_path):
+    """vLLM takes what is not said from the checkpoint's generation_config.json, the repetition penalty at temperature 0
+    included."""
+    said: list[dict[str, Any]] = []
+    app = serving.application(generator)
+
+    async def listening(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        said.append(json.loads(message["body"]))
+        unread = [message]
+
+        async def again() -> Any:
+            return unread.pop() if unread else await receive()
+
+        await app(scope, again, send)
+
+    run(listening, small, tmp_path / "journal")
+    bearing = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
+    for each in said:
+        assert each.keys() > bearing | {"seed", "max_tokens"}
 
 
 def test_repeats_differ_by_their_seed_and_are_reproducible(small, generator, tmp_path):

@@ -483,6 +483,23 @@ def test_a_quantised_parent_is_refused(place, tmp_path):
     refused(place, place.recipe(parent="quantised"), "quantised is quantised (fp8-block)", "steps[0].prune")
 
 
+def test_a_model_without_experts_is_refused(place, tmp_path):
+    place.store.add("dense", write_model(tmp_path / "dense", mlp_only_layers=[0, 1, 2]))
+    refused(place, place.recipe(parent="dense"), "dense has no layer with experts", "steps[0].prune")
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(place, plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "extra")
+    tokenizer = json.loads((tmp_path / "extra" / "tokenizer.json").read_bytes())
+    tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | {"id": 5000, "content": "<|im_start|>user"})
+    tiny.write_json(tmp_path / "extra" / "tokenizer.json", tokenizer)
+    place.store.add("extra", tmp_path / "extra")
+    before = place.files()
+    with pytest.raises(UsageError, match="the tokenizer gives the token"):
+        place.pruned(parent="extra")
+    assert place.files() == before
+
+
 def test_a_row_that_the_template_refuses_leaves_nothing_behind(place, plain, tmp_path):
     shutil.copytree(plain, tmp_path / "strict")
     (tmp_path / "strict" / "chat_template.jinja").write_text("{{ raise_exception('not like this') }}")

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from stages.common.checkpoint import Checkpoint
 from stages.common.stage import Job
 from stages.quantize import quantize, write_fp8
 from stages.quantize.fp8 import dequantize_block, quantize_block
+from tests.support import tiny
 from tests.support.tiny import write_checkpoint, write_json
 
 EXPERT = "model.layers.1.mlp.experts.2.up_proj.weight"
@@ -203,6 +205,18 @@ def test_dimensions_that_do_not_divide_are_refused_with_the_numbers(tmp_path, hi
         quantize(job(store))
     assert names in refused.value.what
     assert sorted(store.layout.root.rglob("*")) == before
+
+
+def test_a_projection_that_is_no_matrix_is_refused_by_name(tmp_path):
+    folder = write_checkpoint(tmp_path / "flat", hidden=128, intermediate=128, layers=1)
+    weights = tiny.tensors(json.loads((folder / "config.json").read_bytes()))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weights[name] = replace(weights[name], shape=(128 * 128,))
+    tiny.write_weights(folder, weights)
+    store = Store.init(tmp_path / "models")
+    store.add("toy", folder)
+    with pytest.raises(UsageError, match=r"q_proj\.weight is 16384"):
+        quantize(job(store))
 
 
 def test_nan_in_an_expert_is_refused_by_name(tmp_path):

@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from gates.errors import InvalidEvidence
+from gates.errors import InvalidEvidence, UsageError
 from registry import output
 
 SLOWEST_START = 900.0
@@ -123,6 +124,8 @@ def end_leftovers() -> None:
             continue  # half written: its owner is at work on it, or was killed before the server was started
         if _started(owner[0]) == owner[1]:
             continue
+        if session < 2:  # to 0 and 1 signals mean something else
+            continue
         # A session's number is not given out again while a process of it lives; a leader of another age is a stranger.
         if noted.get("boot") == _boot() and _started(session) in (None, started) and _members(session):
             output.hint(f"ending the server that an interrupted evaluation left behind (session {session})")
@@ -177,15 +180,14 @@ def _started(process: int) -> int | None:
 def _stat(process: int) -> list[str] | None:
     """The fields of /proc/PID/stat from the third (the state) on: the second may hold spaces and brackets."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        # bytes: a name is cut after 15 of them, perhaps in the middle of a letter
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].decode().split()
     except OSError:
         return None
 
 
 def _note(session: int) -> Path:
-    folder = _notes()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    note = folder / f"{session}.json"
+    note = _notes() / f"{session}.json"
     facts = {
         "session": session,
         "started": _started(session) or 0,
@@ -198,7 +200,23 @@ def _note(session: int) -> Path:
 
 
 def _notes() -> Path:
-    return Path(tempfile.gettempdir()) / f"sluice-{os.getuid()}" / "servers"
+    """This user's folder for notes, made if need be.
+
+    Raises:
+        UsageError: somebody else made it first. Whoever writes notes says which sessions of this user are ended.
+    """
+    folder = Path(tempfile.gettempdir()) / f"sluice-{os.getuid()}" / "servers"
+    for each in (folder.parent, folder):
+        with suppress(FileExistsError):
+            each.mkdir(mode=0o700)
+        facts = each.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+            raise UsageError(
+                "this folder must be yours alone to write to, and is not",
+                where=str(each),
+                remedy="remove it, or name another place for temporary files (TMPDIR=/path)",
+            )
+    return folder
 
 
 def _boot() -> str:

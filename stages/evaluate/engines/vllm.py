@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import time
@@ -25,10 +26,12 @@ from registry.progress import progress
 from registry.recipes import Evaluate
 from stages.evaluate.engines.server import SLOWEST_START, Description, Engine, Server, running
 
-MODEL_NAME = "candidate"
-
 PROOF = {"structured-outputs-config.enable_in_reasoning": True}
 """What lets the proof force a text through the parsers. It changes no answer that is not forced."""
+
+_OURS = {"port", "host", "served-model-name", "model", "reasoning-parser", "tool-call-parser"} | PROOF.keys()
+_CANDIDATES = {"chat-template", "tokenizer", "config"}
+"""Flags that would put another file in the place of the candidate's own, or flags that no evidence states."""
 
 WITHOUT_GPU = {"enforce-eager": True, "kv-cache-memory-bytes": 256 * 2**20}
 """Compiling costs a CPU minutes, and by default the cache takes nearly all memory."""
@@ -53,10 +56,14 @@ def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> 
             remedy="evaluate it on a machine with a GPU or AMX, or with engine: embedded; or evaluate the candidate "
             "that it was quantised from (--candidate NAME)",
         )
-    ours = {"port", "host", "served-model-name", "model", "reasoning-parser", "tool-call-parser"} | PROOF.keys()
-    taken = sorted(ours & settings.server_flags.keys())
+    # vLLM reads underscores in a flag as dashes
+    taken = sorted(flag for flag in settings.server_flags if flag.replace("_", "-") in _OURS | _CANDIDATES)
     if taken:
-        raise UsageError(f"server_flags: {', '.join(taken)} is set by the stage", where=where, remedy="leave it out")
+        raise UsageError(
+            f"server_flags: {', '.join(taken)} is set by the stage, or is the candidate's own",
+            where=where,
+            remedy="leave it out: what is served is what was judged",
+        )
     return Description(
         engine="vllm",
         version=version.partition("+")[0],
@@ -75,19 +82,21 @@ def start(description: Description, folder: Path) -> Iterator[Engine]:
         InvalidEvidence: the server did not come up, or says that it is another version or has other flags.
     """
     port = _free_port()
-    command = [description.program, *arguments(description, folder, port=port)]
+    # A name that no other server has: one that got hold of the port refuses every request that names it.
+    name = f"candidate-{secrets.token_hex(8)}"
+    command = [description.program, *arguments(description, folder, port=port, served_as=name)]
     with running(command, os.environ | serving.OFFLINE) as server:
         base_url = f"http://127.0.0.1:{port}"
         _wait(server, base_url, folder)
-        _confirm(server, base_url, description)
+        _confirm(server, base_url, description, served_as=name)
         yield Engine(base_url, server)
 
 
-def arguments(description: Description, folder: Path, *, port: int) -> list[str]:
+def arguments(description: Description, folder: Path, *, port: int, served_as: str) -> list[str]:
     """The words after `vllm`."""
     return serving.words(
         folder.resolve(),
-        served_as=MODEL_NAME,
+        served_as=served_as,
         host="127.0.0.1",
         port=port,
         reasoning_parser=description.reasoning_parser,
@@ -147,8 +156,10 @@ def _wait(server: Server, base_url: str, folder: Path) -> None:
     )
 
 
-def _confirm(server: Server, base_url: str, description: Description) -> None:
+def _confirm(server: Server, base_url: str, description: Description, *, served_as: str) -> None:
     """Holds what the running server says of itself against the description that evidence will carry."""
+    if served_as not in (_get(f"{base_url}/v1/models") or b"").decode(errors="replace"):
+        raise InvalidEvidence("another server answers at this port", where=base_url, remedy="run this again")
     told = json.loads(_get(f"{base_url}/version") or b"{}").get("version")
     if told != description.version:
         raise InvalidEvidence(
@@ -159,6 +170,8 @@ def _confirm(server: Server, base_url: str, description: Description) -> None:
     for option, value in (
         ("reasoning_parser", description.reasoning_parser),
         ("tool_call_parser", description.tool_parser),
+        ("chat_template", "none"),
+        ("tokenizer", "none"),
     ):
         said = re.search(rf"'{option}': '([^']*)'", line)
         if (said[1] if said else "none") != value:

@@ -1,0 +1,84 @@
+"""What people and programs see of a command: an error with a code whatever is damaged, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from registry.store import Store
+from tests.support import stores
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    store = Store.init(folder / "models")
+    stores.add(store, "toy", folder)
+    policy = stores.write_policy(folder / "floor.yaml")
+    stores.judge(store, "toy", policy)
+    _ends(0, folder / "models", "promote", "toy", "--policy", str(policy), "--reason", "größer")
+    return folder / "models"
+
+
+def _ends(code: int, root: Path, *words: str, before: str = "", **environment: str) -> tuple[str, str]:
+    """What a command printed to stdout and stderr, after the shell did `before` to its streams."""
+    command = [sys.executable, "-c", "from registry.cli import main; main()", *words, "--root", str(root)]
+    shell = ["sh", "-c", f'exec "$@" {before}', "sh", *command]
+    done = subprocess.run(shell, capture_output=True, env=os.environ | environment, check=False)
+    said = done.stderr.decode()
+    assert done.returncode == code, said
+    assert "Traceback" not in said
+    return done.stdout.decode("ascii" if environment else "utf-8"), said
+
+
+def test_a_terminal_that_lacks_a_letter_is_no_error(root: Path):
+    assert "? best" in _ends(0, root, "ls", PYTHONIOENCODING="ascii")[0]
+    entries = json.loads(_ends(0, root, "log", "--json", PYTHONIOENCODING="ascii")[0])
+    assert entries[-1]["reason"] == "größer"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_that_nobody_listens_to_ends_as_ever(root: Path, closed: str):
+    _ends(0, root, "ls", before=closed)
+    _ends(2, root, "show", "nobody", before=closed)
+
+
+@pytest.mark.parametrize("damage", ["missing", "a loop", "a file"])
+def test_a_candidate_without_its_folder_is_not_handed_to_a_loader(root: Path, tmp_path: Path, damage: str):
+    copy = _copied(root, tmp_path)
+    model = copy / "candidates" / "toy" / "model"
+    model.rename(tmp_path / "away")
+    if damage == "a loop":
+        model.symlink_to("model")
+    elif damage == "a file":
+        model.write_text("x")
+    for words in (["path", "best"], ["show", "toy"]):
+        shown, said = _ends(5, copy, *words)
+        assert shown == ""
+        assert "no model folder" in said
+
+
+@pytest.mark.parametrize("damage", ["channels/best", "generations/best/00000001.json"])
+def test_a_folder_in_a_channel_s_place_keeps_nobody_from_the_candidates(root: Path, tmp_path: Path, damage: str):
+    copy = _copied(root, tmp_path)
+    (copy / damage).unlink()
+    (copy / damage).mkdir()
+    shown, said = _ends(0, copy, "path", "toy")
+    assert shown.strip().endswith("candidates/toy/model")
+    assert "the channel best" in said
+
+
+def test_what_a_folder_lacks_is_said_of_that_folder(root: Path, tmp_path: Path):
+    source = stores.checkpoint(tmp_path / "source")
+    (source / "config.json").write_text("[]")
+    assert str(source / "config.json") in _ends(5, root, "add", "other", str(source))[1]
+
+
+def _copied(root: Path, folder: Path) -> Path:
+    subprocess.run(["cp", "-a", str(root), str(folder / "models")], check=True)
+    return folder / "models"

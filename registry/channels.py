@@ -110,6 +110,29 @@ def settle(store: Store, channel: str) -> bool:
             return changed
 
 
+def verify(store: Store) -> None:
+    """Holds the generations against the log, which has the digest of each.
+
+    Raises:
+        IntegrityError: the first one that was changed, or the newest of a channel if it is missing.
+    """
+    newest: dict[str, int] = {}
+    for entry in store.log.entries():
+        if entry.event != "promotion":
+            continue
+        channel, number = str(entry.about["channel"]), int(entry.about["generation"])
+        newest[channel] = number
+        if number not in numbers(store.layout.generations(channel)):
+            continue
+        if _read(store, channel, number).identity() != entry.about["record"]:
+            path = store.layout.generations(channel) / numbered(number)
+            raise IntegrityError(f"this generation is not the one that log entry {entry.seq} names", where=str(path))
+    for channel, number in newest.items():
+        if number not in numbers(store.layout.generations(channel)):
+            path = store.layout.generations(channel) / numbered(number)
+            raise IntegrityError(f"the newest generation of {channel} is missing", where=str(path))
+
+
 def repair(store: Store) -> None:
     """Settles every channel. Damage is said and left: it must not keep anybody from the other channels."""
     for channel in names(store):

@@ -240,15 +240,20 @@ def rollback(
 
 @app.command()
 def log(
-    check: Annotated[bool, typer.Option("--verify", help="Check that no entry was changed or is missing.")] = False,
+    check: Annotated[
+        bool, typer.Option("--verify", help="Check that no entry and no generation was changed or is missing.")
+    ] = False,
     root: Root = ROOT,
     json: Json = False,
 ) -> None:
     """Every change and every override, oldest first: when, who, what."""
+    from registry import channels
+
     store = Store.open(root)
     if check:
         store.log.verify()
-        output.hint("the log is whole")
+        channels.verify(store)
+        output.hint("the log is whole, and the channels' generations are those that it names")
         return
     entries = [entry.model_dump(mode="json") for entry in store.log.entries()]
     if json:

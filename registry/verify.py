@@ -60,7 +60,9 @@ def _manifest_link(layout: Layout, name: str) -> Path | None:
     """Where the manifest's link of the candidate or channel `name` leads."""
     folder = layout.candidate(name)
     try:
-        return ((folder if folder.is_dir() else layout.channel(name).resolve().parent) / "manifest").readlink()
+        return (
+            (folder if folder.is_dir() else Path(os.path.realpath(layout.channel(name))).parent) / "manifest"
+        ).readlink()
     except OSError:
         return None
 

@@ -61,6 +61,7 @@ def test_a_candidate_without_its_folder_is_not_handed_to_a_loader(root: Path, tm
         shown, said = _ends(5, copy, *words)
         assert shown == ""
         assert "no model folder" in said
+    assert "toy/model" in _ends(5, copy, "verify", "best", "--fast")[0]
 
 
 @pytest.mark.parametrize("damage", ["channels/best", "generations/best/00000001.json"])
@@ -71,6 +72,17 @@ def test_a_folder_in_a_channel_s_place_keeps_nobody_from_the_candidates(root: Pa
     shown, said = _ends(0, copy, "path", "toy")
     assert shown.strip().endswith("candidates/toy/model")
     assert "the channel best" in said
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_generation_that_is_not_the_one_that_was_logged_is_found(root: Path, tmp_path: Path, damage: str):
+    _ends(0, root, "log", "--verify")
+    generation = _copied(root, tmp_path) / "generations" / "best" / "00000001.json"
+    data = generation.read_bytes()
+    generation.unlink()
+    if damage == "changed":
+        generation.write_bytes(data.replace(b'"override":false', b'"override":true'))
+    assert str(generation) in _ends(5, tmp_path / "models", "log", "--verify")[1]
 
 
 def test_what_a_folder_lacks_is_said_of_that_folder(root: Path, tmp_path: Path):

@@ -362,6 +362,8 @@ def test_one_damage_at_a_time_to_what_the_stage_makes_is_found_by_name(store, tm
     with pytest.raises(IntegrityError, match="was not quantised") as refused:
         inspect(tmp_path / "left")
     assert EXPERT in refused.value.what
-    write_json(tmp_path / "left" / "config.json", made.config | {"quantization_config": None})
+    config = tmp_path / "left" / "config.json"
+    config.unlink()  # its rights are those of the source, a blob: read-only
+    write_json(config, made.config | {"quantization_config": None})
     with pytest.raises(IntegrityError, match="no quantization_config"):
         inspect(tmp_path / "left")

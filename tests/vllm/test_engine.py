@@ -47,15 +47,33 @@ def _amx() -> bool:
 def test_pruned_candidates_answer_alike_within_one_item_a_pack(place: Place) -> None:
     """In the checkpoint's own BF16 on one, in float32 on the other: an undecided item may fall either way."""
     _make(place)
-    # without AMX the real server cannot run FP8 experts on a CPU
-    for name in ("v7b.prune", "v7b") if _amx() or Path("/dev/nvidiactl").exists() else ("v7b.prune",):
-        for engine in ("embedded", "vllm"):
-            done = place.evaluate(place.recipe(f"{name}-{engine}", name, engine))
-            assert done.returncode == 0, done.stderr
-        embedded, vllm = (answers(place, name, engine) for engine in ("embedded", "vllm"))
-        assert len(embedded) == len(vllm) == 4
-        for pack, said in embedded.items():
-            assert sum(vllm[pack][item] != answer for item, answer in said.items()) <= 1, (name, pack)
+    _evaluate_on_both(place, "v7b.prune")
+    embedded, vllm = (answers(place, "v7b.prune", engine) for engine in ("embedded", "vllm"))
+    assert len(embedded) == len(vllm) == 4
+    for pack, said in embedded.items():
+        assert sum(vllm[pack][item] != answer for item, answer in said.items()) <= 1, pack
+
+
+def test_the_fp8_candidate_scores_alike_within_one_item_a_pack_where_it_can_run(place: Place) -> None:
+    """Without AMX the real server cannot run FP8 experts on a CPU: then it is refused in clear words."""
+    _make(place)
+    if not (_amx() or Path("/dev/nvidiactl").exists()):
+        done = place.evaluate(place.recipe("v7b-vllm", "v7b", "vllm"))
+        assert done.returncode == 2
+        assert "only with AMX" in done.stderr
+        return
+    _evaluate_on_both(place, "v7b")
+    scores: dict[str, list[float]] = {}
+    for evidence in place.store.evidence(place.store.candidate("v7b").digest).values():
+        scores.setdefault(evidence.pack, []).append(evidence.totals.overall.points)
+    assert len(scores) == 4
+    assert all(len(points) == 2 and abs(points[0] - points[1]) <= 1 for points in scores.values()), scores
+
+
+def _evaluate_on_both(place: Place, name: str) -> None:
+    for engine in ("embedded", "vllm"):
+        done = place.evaluate(place.recipe(f"{name}-{engine}", name, engine))
+        assert done.returncode == 0, done.stderr
 
 
 def _make(place: Place) -> None:

@@ -5,8 +5,6 @@ A step that is made already says so and costs a second; so a line that was inter
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,13 +15,13 @@ from pathlib import Path
 from gates.errors import BusyError, SluiceError, UsageError
 from gates.records import exit_code
 from registry import judging, output
+from registry.processes import end_with_parent
 from registry.recipes import Gate, Recipe, read_mix, read_recipe, read_text
 from registry.store import Store
 
 ENVIRONMENTS = {"prune": ".venv-prune", "quantize": ".venv-prune", "evaluate": ".venv-eval"}
 """Which environment a kind of step runs in: a folder of the project."""
 
-_PR_SET_PDEATHSIG = 1
 _SECONDS_TO_END = 15
 _LONGEST_RUN = 7 * 24 * 3600.0
 """Seconds that a second run waits for the first."""
@@ -135,14 +133,8 @@ def _python(project: Path, kind: str) -> Path:
 
 def _stage(command: list[str]) -> int:
     """Runs a stage to its end. Its result goes to stderr here: stdout belongs to this command's own result."""
-    with _ended(subprocess.Popen(command, stdout=sys.stderr, preexec_fn=_die_with_parent)) as stage:
+    with _ended(subprocess.Popen(command, stdout=sys.stderr, preexec_fn=end_with_parent)) as stage:
         return stage.wait()
-
-
-def _die_with_parent() -> None:
-    """Asks Linux to end the stage when this process dies, so that a kill -9 here leaves nothing at work."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

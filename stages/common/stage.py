@@ -25,6 +25,7 @@ import typer
 import stages
 from gates.errors import UsageError
 from registry import output, ownership
+from registry.manifests import Inputs
 from registry.recipes import MAKES, Recipe, read_recipe
 from registry.store import Candidate, Store
 
@@ -54,6 +55,17 @@ class Job:
     replace: bool
     where: str = "the recipe"
     """The recipe's file and the step in it, for messages: recipes/v7b.yaml, steps[0].prune."""
+
+    def made(self, inputs: Inputs) -> bool:
+        """Whether the candidate is made from `inputs` already; says so.
+
+        Raises:
+            UsageError: it is made from something else, and `replace` is not set.
+        """
+        candidate = self.store.made(self.makes, inputs, replace=self.replace)
+        if candidate is not None:
+            output.text(f"{self.makes}: made already ({output.size(candidate.manifest.size)})")
+        return candidate is not None
 
 
 def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[[Job], None] | None = None) -> None:

@@ -44,9 +44,7 @@ def prune(job: Job) -> None:
     keep = _experts_kept(job)
     mix, rows = calibration.take(job.settings.mix, job.project)
     inputs = _inputs(job.settings, job.source, mix)
-    candidate = job.store.made(job.makes, inputs, replace=job.replace)
-    if candidate is not None:
-        output.text(f"{job.makes}: made already ({output.size(candidate.manifest.size)})")
+    if job.made(inputs):
         return
     batches = _batches(job, rows)
     with job.store.step(inputs.identity()) as folder:

@@ -51,9 +51,7 @@ def quantize(job: Job) -> None:
         seed=None,
         code=CODE,
     )
-    candidate = job.store.made(job.makes, inputs, replace=job.replace)
-    if candidate is not None:
-        output.text(f"{job.makes}: made already ({output.size(candidate.manifest.size)})")
+    if job.made(inputs):
         return
     _refuse_uneven(job.source.folder)
     with job.store.step(inputs.identity()) as folder:

@@ -9,13 +9,11 @@ the notes lie in the machine's (or container's) own temporary folder.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +24,13 @@ from typing import IO, Any
 
 from gates.errors import InvalidEvidence, UsageError
 from registry import output
+from registry.processes import end_with_parent
 
 SLOWEST_START = 900.0
 """Seconds until a server must be ready: a large checkpoint is read from disk and compiled first."""
 SLOWEST_STOP = 30.0
 """Seconds that a session has to end by itself before it is killed."""
 
-_PR_SET_PDEATHSIG = 1
 _STAT_SESSION, _STAT_STARTED = 5, 21
 """Fields of /proc/PID/stat, counted from 0 (proc(5) counts from 1)."""
 
@@ -103,7 +101,7 @@ def running(command: Sequence[str | Path], environment: Mapping[str, str], *, sp
             stderr=log,
             text=True,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         note = _note(process.pid)
         try:
@@ -131,11 +129,6 @@ def end_leftovers() -> None:
             output.hint(f"ending the server that an interrupted evaluation left behind (session {session})")
             _end_session(session)
         note.unlink(missing_ok=True)
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

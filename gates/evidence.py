@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -34,8 +34,31 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a pack and what it got in each run: shares of its points, 0 to 1, where an answer came."""
+
+    category: str
+    of: float
+    shares: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.shares) / len(self.shares)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The rows of one evidence, as far as they could be read, and everything that makes it untrustworthy."""
+
+    rows: tuple[Row, ...]
+    complaints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """All evidence of one candidate on one pack under one set of conditions, added up.
+
+    `items` is None where some of it is known by its totals alone.
 
     A run that lacks answers is unfinished: where a complete one is there it is left out of the sums, since that may
     hold the same answers. Where there is none, `missing` counts the answers that never came. `runs` counts repeats.
@@ -48,6 +71,7 @@ class Pool:
     runs: int
     missing: int
     left_out: int
+    items: Mapping[str, Item] | None = None
 
 
 def totals(rows: Iterable[Row]) -> Totals:
@@ -62,8 +86,8 @@ def totals(rows: Iterable[Row]) -> Totals:
     )
 
 
-def check(evidence: Evidence, rows: bytes | None) -> list[str]:
-    """Everything that makes one evidence untrustworthy; nothing, if it can be judged by.
+def check(evidence: Evidence, rows: bytes | None) -> Checked:
+    """Reads the rows of one evidence, and says what keeps it from being judged by.
 
     Args:
         rows: the blob that `evidence.rows` names, one Row in canonical JSON a line; None for totals alone.
@@ -72,15 +96,16 @@ def check(evidence: Evidence, rows: bytes | None) -> list[str]:
     if evidence.rows is None or rows is None:
         if evidence.rows is not None:
             complaints.append("its rows are not there")
-        return complaints
+        return Checked((), tuple(complaints))
     if canonical.digest(rows) != evidence.rows:
-        return [*complaints, f"the rows are not those that it names: their digest is {canonical.digest(rows)[:12]}…"]
+        edited = f"the rows are not those that it names: their digest is {canonical.digest(rows)[:12]}…"
+        return Checked((), (*complaints, edited))
     parsed, unreadable = _parse(rows)
     complaints += unreadable + [f"{_called(row)}: {what}" for row in parsed for what in _row(row)]
     complaints += _repeats(parsed, evidence.repeats)
     if not complaints and not _adds_up(parsed, evidence.totals):
         complaints.append("the totals are not the sums of its rows")
-    return complaints
+    return Checked(tuple(parsed), tuple(complaints))
 
 
 def check_header(evidence: Evidence) -> list[str]:
@@ -114,7 +139,9 @@ def unknown(conditions: Conditions) -> list[str]:
     return [field for field, value in conditions.model_dump(mode="json").items() if value is None]
 
 
-def pools(evidence: Mapping[str, Evidence]) -> dict[str, dict[str, Pool]]:
+def pools(
+    evidence: Mapping[str, Evidence], rows: Mapping[str, Sequence[Row]] | None = None
+) -> dict[str, dict[str, Pool]]:
     """Adds up all evidence under equal conditions: pack → key of the conditions → pool.
 
     Two candidates' pools may be compared exactly when their keys are equal (`incomparable` then names no field). The
@@ -122,14 +149,17 @@ def pools(evidence: Mapping[str, Evidence]) -> dict[str, dict[str, Pool]]:
 
     Args:
         evidence: by digest; of one candidate.
+        rows: those of each evidence, by its digest; without them the pools know no items.
     """
     groups: dict[tuple[str, str], dict[str, Evidence]] = defaultdict(dict)
     for digest in sorted(evidence):
         each = evidence[digest]
-        groups[each.pack, conditions_key(digest, each)].setdefault(each.rows or digest, each)
+        group = groups[each.pack, conditions_key(digest, each)]
+        if each.rows is None or all(each.rows != other.rows for other in group.values()):
+            group[digest] = each
     pooled: dict[str, dict[str, Pool]] = defaultdict(dict)
     for (pack, key), group in sorted(groups.items()):
-        pooled[pack][key] = _pool(list(group.values()))
+        pooled[pack][key] = _pool(group, rows or {})
     return dict(pooled)
 
 
@@ -212,19 +242,31 @@ def _sum(score: Score) -> Iterable[str]:
         yield f"{score.of:g} points over {score.items} items"
 
 
-def _pool(group: list[Evidence]) -> Pool:
-    counted = [each for each in group if each.totals.missing == 0] or group
-    names = sorted({name for each in counted for name in each.totals.categories})
+def _pool(group: Mapping[str, Evidence], rows: Mapping[str, Sequence[Row]]) -> Pool:
+    counted = {digest: each for digest, each in group.items() if each.totals.missing == 0} or dict(group)
+    runs = list(counted.values())
+    names = sorted({name for each in runs for name in each.totals.categories})
     empty = Score(points=0, of=0, items=0)
     return Pool(
-        conditions=group[0].conditions,
-        totals_alone=all(each.rows is None for each in group),
-        overall=_tally([each.totals.overall for each in counted]),
-        categories={name: _tally([each.totals.categories.get(name, empty) for each in counted]) for name in names},
-        runs=sum(each.repeats for each in counted),
-        missing=sum(each.totals.missing for each in counted),
+        conditions=runs[0].conditions,
+        totals_alone=all(each.rows is None for each in group.values()),
+        overall=_tally([each.totals.overall for each in runs]),
+        categories={name: _tally([each.totals.categories.get(name, empty) for each in runs]) for name in names},
+        runs=sum(each.repeats for each in runs),
+        missing=sum(each.totals.missing for each in runs),
         left_out=len(group) - len(counted),
+        items=_items([rows[digest] for digest in counted]) if all(digest in rows for digest in counted) else None,
     )
+
+
+def _items(runs: Sequence[Sequence[Row]]) -> dict[str, Item]:
+    shares: dict[str, list[float]] = defaultdict(list)
+    facts: dict[str, tuple[str, float]] = {}
+    for row in (row for run in runs for row in run):
+        if row.points is not None:
+            facts[row.item] = row.category, row.of
+            shares[row.item].append(row.points / row.of)
+    return {item: Item(*facts[item], tuple(shares[item])) for item in sorted(shares)}
 
 
 def _tally(scores: list[Score]) -> Tally:

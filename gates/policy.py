@@ -12,7 +12,7 @@ Scores are percentages: 100 · points / of. A limit is exact as written, and a s
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -34,8 +34,15 @@ def parse_policy(text: str, where: str) -> Policy:
 
 
 def explain(policy: Policy) -> list[str]:
-    """What the policy demands, a sentence for each rule."""
-    return [f"{gate.name}: {rule.sentence()}" for gate in policy.gates for rule in gate.rules]
+    """What the policy demands, a sentence for each rule; and what it does where the evidence does not decide."""
+    sentences = [f"{gate.name}: {rule.sentence()}" for gate in policy.gates for rule in gate.rules]
+    if policy.inconclusive.means == "repeat":
+        sentences.append(f"What is not decided is asked again, up to {policy.inconclusive.repeats} runs in all")
+    if policy.inconclusive.means == "waiver":
+        sentences.append("A person may let pass what is not decided, with a reason and an end (registry waive)")
+    if policy.rank_by is not None:
+        sentences.append(f"Of those that pass, the best has the highest mean score on {_list(policy.rank_by)}")
+    return sentences
 
 
 def _number(value: object) -> object:
@@ -115,24 +122,67 @@ class Gain(_OfPacks):
         return f"{_list(self.names)} must gain at least {_amount(self.at_least)} on the baseline{on_average}"
 
 
+class Paired(_OfPacks):
+    """On the same items the candidate is at most `margin` points worse than the baseline, beyond what chance does.
+
+    Three-way: passed when the whole interval of the difference lies above -margin; failed when the loss is not chance
+    and larger than the margin; undecided otherwise. It needs the items of both.
+    """
+
+    margin: Annotated[Points, Field(gt=0, lt=100)]
+
+    def sentence(self) -> str:
+        on_average = ", on average" if len(self.names) > 1 else ""
+        return (
+            f"{_list(self.names)}: shown on the same items to be at most {_amount(self.margin)} "
+            f"below the baseline{on_average}"
+        )
+
+
+class Guard(_OfPacks):
+    """Each of the items named gets `at_least` so much of its points, over all runs."""
+
+    items: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    at_least: Annotated[Points, Field(gt=0, le=100)] = Decimal(100)
+
+    @model_validator(mode="after")
+    def _of_one_pack(self) -> Self:
+        if len(self.names) != 1:
+            raise ValueError("items belong to one pack: give pack")
+        return self
+
+    def sentence(self) -> str:
+        each = "each" if len(self.items) > 1 else "it"
+        return (
+            f"{_list(self.names)}, {_list(self.items)}: {each} must get at least {plain(self.at_least)} % of its points"
+        )
+
+
+Demand = Floor | Drop | Gain | Paired | Guard
+
+
 class Rule(Strict):
     """Exactly one of the kinds."""
 
     floor: Floor | None = None
     drop: Drop | None = None
     gain: Gain | None = None
+    paired: Paired | None = None
+    guard: Guard | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if len([kind for kind in (self.floor, self.drop, self.gain) if kind is not None]) != 1:
+        if len(self._given()) != 1:
             raise ValueError("a rule is one of: " + ", ".join(type(self).model_fields))
         return self
 
+    def _given(self) -> list[Demand]:
+        kinds = (self.floor, self.drop, self.gain, self.paired, self.guard)
+        return [kind for kind in kinds if kind is not None]
+
     @property
-    def demand(self) -> Floor | Drop | Gain:
-        demand = self.floor or self.drop or self.gain
-        assert demand is not None
-        return demand
+    def demand(self) -> Demand:
+        return self._given()[0]
 
     def sentence(self) -> str:
         return self.demand.sentence()
@@ -145,9 +195,29 @@ class Gate(Strict):
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
 
 
+class Inconclusive(Strict):
+    """What happens to a gate that the evidence does not decide.
+
+    `block`: nothing passes before there is other evidence. `repeat`: the same, and the verdict asks for more runs, up
+    to `repeats`. `waiver`: a person may let it pass, with a reason and a date on which that ends.
+    """
+
+    means: Literal["block", "repeat", "waiver"] = "block"
+    repeats: Annotated[int, Field(strict=True, ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _repeats_where_they_mean_something(self) -> Self:
+        if (self.means == "repeat") != (self.repeats is not None):
+            raise ValueError("repeats belongs to `means: repeat`, which needs it")
+        return self
+
+
 class Policy(Strict):
     name: Name
     gates: Annotated[tuple[Gate, ...], Field(min_length=1)]
+    inconclusive: Inconclusive = Inconclusive()
+    rank_by: Packs | None = None
+    """The packs whose mean score says which of the candidates that passed is the best (`promote --best`)."""
 
     @model_validator(mode="after")
     def _no_gate_twice(self) -> Self:
@@ -159,14 +229,16 @@ class Policy(Strict):
 
     def to_bytes(self) -> bytes:
         """The policy as canonical JSON, which is itself a policy's text: what means the same has the same bytes."""
-        return canonical.dumps(
-            {
-                "name": self.name,
-                "gates": [
-                    {"name": gate.name, "rules": [_plain_rule(rule) for rule in gate.rules]} for gate in self.gates
-                ],
-            }
-        )
+        plainly: dict[str, object] = {
+            "name": self.name,
+            "gates": [{"name": gate.name, "rules": [_plain_rule(rule) for rule in gate.rules]} for gate in self.gates],
+        }
+        # left out where it says nothing, so that older policies keep the digest that verdicts name them by
+        if self.inconclusive != Inconclusive():
+            plainly["inconclusive"] = self.inconclusive.model_dump(exclude_none=True)
+        if self.rank_by is not None:
+            plainly["rank_by"] = list(self.rank_by)
+        return canonical.dumps(plainly)
 
     def identity(self) -> str:
         """The digest that names this policy; comments, order of keys and `5` or `5.0` make no difference."""
@@ -175,7 +247,12 @@ class Policy(Strict):
     def compared(self) -> tuple[str, ...]:
         """The packs that a rule compares with the baseline, each once, in the file's order."""
         demands = [rule.demand for gate in self.gates for rule in gate.rules]
-        return tuple(dict.fromkeys(name for each in demands if not isinstance(each, Floor) for name in each.names))
+        return tuple(dict.fromkeys(name for each in demands if compares(each) for name in each.names))
+
+
+def compares(demand: Demand) -> bool:
+    """Whether a rule needs a baseline."""
+    return not isinstance(demand, Floor | Guard)
 
 
 def plain(number: Decimal) -> str:

@@ -135,20 +135,50 @@ class Evidence(Record):
     recorded: dict[str, Any] = Field(default_factory=dict)
 
 
+Status = Literal["passed", "failed", "not judged", "undecided", "waived"]
+"""`not judged`: something is missing. `undecided`: what is there does not tell. `waived`: a person let that pass."""
+
+
 class RuleResult(Record):
-    """One rule, judged: `value` against `limit`, with what it was computed from in words."""
+    """One rule, judged: `value` against `limit`, with what it was computed from in words.
+
+    What is known of how sure it is: `interval` around the score, or around the difference to the baseline (points);
+    over so many `items` and `runs`; `detectable` is the smallest true difference that would mostly be told from none;
+    `p_worse` the probability of a loss like this by chance, adjusted for the number of comparisons.
+    """
 
     rule: str
-    status: Literal["passed", "failed", "not judged"]
+    status: Status
     detail: str
     value: float | None = None
     limit: float | None = None
+    packs: tuple[Name, ...] = ()
+    interval: tuple[float, float] | None = None
+    items: int | None = None
+    runs: int | None = None
+    detectable: float | None = None
+    p_worse: float | None = None
 
 
 class GateResult(Record):
     gate: str
-    status: Literal["passed", "failed", "not judged"]
+    status: Status
     rules: tuple[RuleResult, ...]
+
+
+class Waiver(Record):
+    """A person lets an undecided gate pass, for a reason and a time.
+
+    It holds for one candidate and one policy, to the end of the day `expires` (UTC).
+    """
+
+    format: Literal[1] = FORMAT
+    candidate: Digest
+    policy: Digest
+    gate: str
+    reason: Annotated[str, Field(min_length=1)]
+    by: Annotated[str, Field(min_length=1)]
+    expires: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 
 
 class Verdict(Record):
@@ -164,6 +194,7 @@ class Verdict(Record):
     baseline_evidence: tuple[Digest, ...]
     gates: tuple[GateResult, ...]
     reasons: tuple[str, ...] = ()
+    waivers: tuple[Digest, ...] = ()
 
 
 def exit_code(verdict: str) -> int:

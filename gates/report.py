@@ -7,7 +7,13 @@ import re
 from gates.records import RuleResult, Verdict
 
 _LONGEST = 600
-_MARKS = {"passed": "✅ passed", "failed": "❌ failed", "not judged": "❔ not judged"}
+_MARKS = {
+    "passed": "✅ passed",
+    "failed": "❌ failed",
+    "not judged": "❔ not judged",
+    "undecided": "❔ undecided",
+    "waived": "☑️ waived",
+}
 
 
 def markdown(verdict: Verdict, *, candidate: str | None = None, baseline: str | None = None) -> str:
@@ -31,8 +37,8 @@ def markdown(verdict: Verdict, *, candidate: str | None = None, baseline: str | 
 
 
 def deciding(verdict: Verdict) -> RuleResult | None:
-    """The rule that named the verdict: the first failed one, or the first that could not be judged."""
-    for status in ("failed", "not judged"):
+    """The rule that named the verdict: the first failed one, or the first that could not be judged or decided."""
+    for status in ("failed", "not judged", "undecided"):
         for gate in verdict.gates:
             for rule in gate.rules:
                 if rule.status == status:

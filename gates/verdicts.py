@@ -3,7 +3,8 @@
 1. Validity comes first: evidence that cannot be trusted, or cannot be compared, makes the verdict Invalid.
 2. All rules of all gates are judged. The first gate with a failed rule, in the policy's order, names the verdict.
 3. A rule without evidence, without baseline or with missing answers is not judged. That prevents Pass, and hides no
-   failure: Inconclusive is what remains when nothing failed.
+   failure: Inconclusive is what remains when nothing failed. So it is where the evidence does not decide; that a person
+   may let pass, if the policy says so.
 4. All comparable evidence is pooled (an unfinished run only until a complete one is there). Where there is evidence
    under several sets of conditions, a rule is judged under each, and the worst decides: nobody picks.
 """
@@ -15,8 +16,9 @@ from itertools import product
 
 from gates.evidence import Pool, check_header, conditions_key, exact, flat, incomparable, pools, unknown
 from gates.policy import Gate, Policy
-from gates.records import Evidence, GateResult, Verdict
-from gates.rules import WORST_FIRST, Pools, results
+from gates.records import Evidence, GateResult, Row, Verdict, Waiver
+from gates.rules import WORST_FIRST, Pools, Sides, results, sides
+from gates.wording import count
 
 
 def judge(
@@ -26,27 +28,41 @@ def judge(
     evidence: Mapping[str, Evidence],
     baseline: str | None = None,
     baseline_evidence: Mapping[str, Evidence] | None = None,
+    rows: Mapping[str, Sequence[Row]] | None = None,
     complaints: Sequence[str] = (),
+    waivers: Sequence[Waiver] = (),
+    today: str | None = None,
 ) -> Verdict:
     """What `policy` says of a candidate.
 
     Args:
         candidate: the digest of its manifest; `baseline` likewise, or None where there is none.
         evidence: all that there is of the candidate, by digest; `baseline_evidence` likewise.
+        rows: the rows of any of it, by the evidence's digest, as `gates.evidence.check` read them. Without them nothing
+            is known of single items.
         complaints: what `gates.evidence.check` found in any of it; one is enough for Invalid.
+        waivers: those that were given for the candidate; `today` (2026-11-22, UTC) decides which still hold. Without it
+            none does.
     """
     against = (baseline_evidence or {}) if baseline is not None else {}
     reasons = [*complaints, *_strangers(candidate, evidence), *_strangers(baseline, against)]
     gates: tuple[GateResult, ...] = ()
+    used: dict[str, Waiver] = {}
     if not reasons:
-        ours, theirs = pools(evidence), pools(against)
-        reasons = [*_uneven([*evidence.items(), *against.items()]), *_not_comparable(policy, ours, theirs)]
+        ours, theirs = pools(evidence, rows), pools(against, rows)
+        reasons = [
+            *_uneven([*evidence.items(), *against.items()]),
+            *_other_items(ours, theirs),
+            *_not_comparable(policy, ours, theirs),
+        ]
     if reasons:
         name = "Invalid"
     else:
-        why = _why_no_comparison(candidate, baseline)
-        gates = tuple(_gate(gate, ours, theirs, why) for gate in policy.gates)
-        name, reasons = _name(gates), _notes(policy, ours, theirs)
+        both = sides(policy, ours, theirs, _why_no_comparison(candidate, baseline))
+        used = _standing(policy, candidate, waivers, today)
+        gates = tuple(_gate(gate, both, used) for gate in policy.gates)
+        used = {gate.gate: used[gate.gate] for gate in gates if gate.status == "waived"}
+        name, reasons = _name(gates), [*_waived(used), *_more_runs(policy, gates), *_notes(policy, ours, theirs)]
     return Verdict(
         format=1,
         verdict=name,
@@ -58,6 +74,8 @@ def judge(
         baseline_evidence=tuple(sorted(against)),
         gates=gates,
         reasons=tuple(dict.fromkeys(reasons)),
+        # left out where there are none, as it was before there were any
+        **({"waivers": tuple(sorted(each.identity() for each in used.values()))} if used else {}),
     )
 
 
@@ -120,6 +138,53 @@ def _uneven(evidence: Sequence[tuple[str, Evidence]]) -> list[str]:
     return reasons
 
 
+def _other_items(ours: Pools, theirs: Pools) -> list[str]:
+    """Under equal conditions both sides were asked the same items, in the same categories and for the same points."""
+    reasons = []
+    for pack in ours.keys() & theirs.keys():
+        for key in ours[pack].keys() & theirs[pack].keys():
+            mine, other = ours[pack][key], theirs[pack][key]
+            if mine.items is None or other.items is None or mine.missing or other.missing:
+                continue
+            asked, expected = (
+                {(name, item.category, item.of) for name, item in pool.items.items()}
+                for pool in (mine, other)
+                if pool.items is not None
+            )
+            if asked != expected:
+                first = min(asked ^ expected)[0]
+                reasons.append(f"{pack}: under equal conditions both were asked other items ({first!r} for one)")
+    return sorted(reasons)
+
+
+def _standing(policy: Policy, candidate: str, waivers: Sequence[Waiver], today: str | None) -> dict[str, Waiver]:
+    """The waivers that hold today, by gate; of several for one gate the one that holds longest."""
+    if policy.inconclusive.means != "waiver" or today is None:
+        return {}
+    bound = [each for each in waivers if (each.candidate, each.policy) == (candidate, policy.identity())]
+    return {each.gate: each for each in sorted(bound, key=lambda each: each.expires) if each.expires >= today}
+
+
+def _waived(used: Mapping[str, Waiver]) -> list[str]:
+    return [f"{gate}: let pass by {each.by} until {each.expires}: {each.reason}" for gate, each in used.items()]
+
+
+def _more_runs(policy: Policy, gates: Sequence[GateResult]) -> list[str]:
+    """What to do about what is not decided, where the policy wants more runs."""
+    if policy.inconclusive.repeats is None:
+        return []
+    reasons = []
+    for rule in (rule for gate in gates for rule in gate.rules if rule.status == "undecided"):
+        packs, left = ", ".join(rule.packs), policy.inconclusive.repeats - (rule.runs or 0)
+        if left > 0:
+            reasons.append(
+                f"{packs}: not decided by {count(rule.runs or 0, 'run')}; evaluate it up to {left} times more"
+            )
+        else:
+            reasons.append(f"{packs}: not decided by {count(rule.runs or 0, 'run')}, and the policy allows no more")
+    return reasons
+
+
 def _not_comparable(policy: Policy, ours: Pools, theirs: Pools) -> list[str]:
     """The packs that the policy compares and that both have, but never under the same conditions."""
     reasons = []
@@ -149,9 +214,12 @@ def _why_no_comparison(candidate: str, baseline: str | None) -> str | None:
     return "the baseline is the candidate itself" if baseline == candidate else None
 
 
-def _gate(gate: Gate, ours: Pools, theirs: Pools, no_comparison: str | None) -> GateResult:
-    judged = tuple(each for rule in gate.rules for each in results(rule, ours, theirs, no_comparison=no_comparison))
-    return GateResult(gate=gate.name, status=min((each.status for each in judged), key=WORST_FIRST.index), rules=judged)
+def _gate(gate: Gate, both: Sides, waivers: Mapping[str, Waiver]) -> GateResult:
+    judged = tuple(each for rule in gate.rules for each in results(rule, both))
+    status = min((each.status for each in judged), key=WORST_FIRST.index)
+    if status == "undecided" and gate.name in waivers:
+        status = "waived"
+    return GateResult(gate=gate.name, status=status, rules=judged)
 
 
 def _name(gates: Sequence[GateResult]) -> str:
@@ -159,7 +227,7 @@ def _name(gates: Sequence[GateResult]) -> str:
     if failed:
         return f"Fail{failed[0]}"
     # Pass is what must be earned: anything but a list of passed gates is not one.
-    return "Pass" if gates and all(gate.status == "passed" for gate in gates) else "Inconclusive"
+    return "Pass" if gates and all(gate.status in ("passed", "waived") for gate in gates) else "Inconclusive"
 
 
 def _notes(policy: Policy, ours: Pools, theirs: Pools) -> list[str]:
@@ -176,18 +244,14 @@ def _notes(policy: Policy, ours: Pools, theirs: Pools) -> list[str]:
             left_out = sum(pool.left_out for pool in everything_known.get(pack, {}).values())
             if left_out:
                 notes.append(
-                    f"{pack}: {_count(left_out, 'unfinished run')} of {whose} not counted; complete ones are there"
+                    f"{pack}: {count(left_out, 'unfinished run')} of {whose} not counted; complete ones are there"
                 )
         aside = ours.get(pack, {}).keys() - theirs.get(pack, {}).keys()
         if aside and pack in policy.compared() and theirs.get(pack):
             notes.append(
-                f"{pack}: {_count(len(aside), 'set')} of conditions, unlike any of the baseline's, not compared"
+                f"{pack}: {count(len(aside), 'set')} of conditions, unlike any of the baseline's, not compared"
             )
     return notes
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _among(numbers: Sequence[float]) -> str:

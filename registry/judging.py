@@ -11,6 +11,7 @@ from typing import Any
 
 from gates import canonical, evidence, verdicts
 from gates.errors import IntegrityError
+from gates.evidence import Checked
 from gates.policy import Policy, parse_policy
 from gates.records import Evidence, Verdict
 from registry import output
@@ -86,10 +87,11 @@ def stored_policy(store: Store, digest: str) -> Policy:
 def _judged(store: Store, policy: Policy, candidate: str, baseline: str | None) -> Verdict:
     ours = store.evidence(candidate)
     theirs = store.evidence(baseline) if baseline is not None else {}
+    checked = {digest: _check(store, each) for digest, each in (ours | theirs).items()}
     complaints = [
         f"{each.pack}, evidence {digest[:12]}: {what}"
         for digest, each in (ours | theirs).items()
-        for what in _check(store, each)
+        for what in checked[digest].complaints
     ]
     return verdicts.judge(
         policy,
@@ -97,15 +99,16 @@ def _judged(store: Store, policy: Policy, candidate: str, baseline: str | None) 
         evidence=ours,
         baseline=baseline,
         baseline_evidence=theirs,
+        rows={digest: each.rows for digest, each in checked.items() if each.rows},
         complaints=complaints,
     )
 
 
-def _check(store: Store, each: Evidence) -> list[str]:
+def _check(store: Store, each: Evidence) -> Checked:
     try:
         rows = store.read(each.rows) if each.rows is not None else None
     except IntegrityError as error:
-        return [f"its rows cannot be read: {error.what}"]
+        return Checked((), (f"its rows cannot be read: {error.what}",))
     return evidence.check(each, rows)
 
 

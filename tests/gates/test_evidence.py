@@ -8,9 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gates import canonical
-from gates.evidence import check, conditions_key, exact, incomparable, pools, totals
+from gates.evidence import conditions_key, exact, incomparable, pools, totals
 from gates.records import Conditions, Evidence, Row, Score, Totals
-from tests.support.scores import KNOWN, asked, by_digest, conditions, header, right, totals_alone, written
+from tests.support.scores import (
+    KNOWN,
+    asked,
+    by_digest,
+    complaints_of,
+    conditions,
+    header,
+    right,
+    totals_alone,
+    written,
+)
 
 _ROWS = st.lists(
     st.builds(
@@ -61,12 +71,12 @@ def test_an_item_asked_three_times_is_one_item():
 
 @given(_ROWS)
 def test_evidence_as_it_is_made_can_be_trusted(rows: list[Row]):
-    assert check(header(rows, pack="p"), written(rows)) == []
+    assert complaints_of(header(rows, pack="p"), written(rows)) == []
 
 
 def test_evidence_known_by_totals_alone_needs_no_rows():
     (evidence,) = totals_alone({"p": 90}).values()
-    assert check(evidence, None) == []
+    assert complaints_of(evidence, None) == []
 
 
 GOOD = [*asked([1, 0.5, 0]), *asked([1, 1, None], repeat=1)]
@@ -97,9 +107,9 @@ def _bad_rows() -> dict[str, tuple[list[Row], str]]:
 @pytest.mark.parametrize("kind", _bad_rows())
 def test_rows_that_cannot_be_trusted_are_named(kind: str):
     rows, words = _bad_rows()[kind]
-    complaints = check(header(rows, pack="p", repeats=2), written(rows))
+    complaints = complaints_of(header(rows, pack="p", repeats=2), written(rows))
     assert any(words in complaint for complaint in complaints), complaints
-    assert check(header(GOOD, pack="p", repeats=2), written(GOOD)) == []
+    assert complaints_of(header(GOOD, pack="p", repeats=2), written(GOOD)) == []
 
 
 @pytest.mark.parametrize(
@@ -119,7 +129,7 @@ def test_rows_that_cannot_be_trusted_are_named(kind: str):
 def test_a_line_that_is_no_row_is_named(line: bytes, words: str):
     data = line + b"\n" + written(asked([1]))
     evidence = header(asked([1]), pack="p").model_copy(update={"rows": canonical.digest(data)})
-    complaints = check(evidence, data)
+    complaints = complaints_of(evidence, data)
     assert any(words in complaint for complaint in complaints), complaints
 
 
@@ -130,20 +140,20 @@ def test_no_byte_of_the_rows_can_change_unnoticed(data: st.DataObject):
     other = data.draw(st.integers(0, 255).filter(lambda byte: byte != whole[place]))
     changed = whole[:place] + bytes([other]) + whole[place + 1 :]
     evidence = header(GOOD, pack="p", repeats=2)
-    assert check(evidence, changed) != []
-    assert check(evidence.model_copy(update={"rows": canonical.digest(changed)}), changed) != [] or (
+    assert complaints_of(evidence, changed) != []
+    assert complaints_of(evidence.model_copy(update={"rows": canonical.digest(changed)}), changed) != [] or (
         [Row.from_bytes(line).points for line in changed.splitlines()] == [row.points for row in GOOD]
     )
 
 
 def test_rows_that_are_named_but_not_there_cannot_be_trusted():
-    assert check(header(GOOD, pack="p", repeats=2), None) == ["its rows are not there"]
+    assert complaints_of(header(GOOD, pack="p", repeats=2), None) == ["its rows are not there"]
 
 
 def test_one_row_fewer_than_the_totals_say_is_seen():
     evidence = header(right(3, 5), pack="p")
     fewer = written(right(3, 4))
-    assert check(evidence.model_copy(update={"rows": canonical.digest(fewer)}), fewer) == [
+    assert complaints_of(evidence.model_copy(update={"rows": canonical.digest(fewer)}), fewer) == [
         "the totals are not the sums of its rows"
     ]
 
@@ -151,7 +161,7 @@ def test_one_row_fewer_than_the_totals_say_is_seen():
 def test_rows_with_more_points_than_a_number_holds_cannot_be_trusted():
     rows = [_row(item=item, repeat=0, points=0, of=1e308) for item in "ab"]
     evidence = header(GOOD[:1], pack="p").model_copy(update={"rows": canonical.digest(written(rows))})
-    assert "the totals are not the sums of its rows" in check(evidence, written(rows))
+    assert "the totals are not the sums of its rows" in complaints_of(evidence, written(rows))
 
 
 @pytest.mark.parametrize("points", [float("nan"), float("inf"), float("-inf"), -1.0, 101.0])
@@ -159,7 +169,7 @@ def test_totals_that_are_no_score_cannot_be_trusted(points: float):
     overall = Score.model_construct(points=points, of=100.0, items=15)
     sums = Totals.model_construct(overall=overall, categories={}, missing=0)
     (evidence,) = totals_alone({"p": 90}).values()
-    assert check(evidence.model_copy(update={"totals": sums}), None) != []
+    assert complaints_of(evidence.model_copy(update={"totals": sums}), None) != []
 
 
 @given(_ROWS, st.integers(1, 3))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from gates import canonical
-from gates.evidence import check
 from gates.policy import parse_policy
 from gates.records import Evidence, Record, Row, Verdict
 from gates.verdicts import judge
+from tests.support.scores import complaints_of
 
 NAMES = {
     "evidence.json": (Evidence, "7a894b443a13b3c57c9c2583b2754f8686f9d234cf867806e9033e414300c648"),
@@ -37,7 +37,7 @@ def test_a_record_of_format_1_keeps_its_bytes_and_its_name(golden: Path, file: s
 def test_rows_of_format_1_can_still_be_trusted(golden: Path, prefix: str):
     rows = (golden / f"{prefix}rows.jsonl").read_bytes()
     evidence = Evidence.from_bytes((golden / f"{prefix}evidence.json").read_bytes())
-    assert check(evidence, rows) == []
+    assert complaints_of(evidence, rows) == []
     assert b"".join(Row.from_bytes(line).to_bytes() + b"\n" for line in rows.splitlines()) == rows
 
 

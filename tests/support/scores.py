@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gates import canonical
-from gates.evidence import totals
+from gates.evidence import check, totals
 from gates.records import Conditions, Evidence, Row, Score, Totals
 
 CANDIDATE, BASELINE = "c" * 64, "b" * 64
@@ -64,6 +64,10 @@ def header(rows: list[Row], *, pack: str, candidate: str = CANDIDATE, repeats: i
         rows=canonical.digest(written(rows)),
         responses="6" * 64,
     )
+
+
+def complaints_of(evidence: Evidence, rows: bytes | None) -> list[str]:
+    return list(check(evidence, rows).complaints)
 
 
 def totals_alone(scores: Mapping[str, float], *, candidate: str = CANDIDATE, **known: Any) -> dict[str, Evidence]:

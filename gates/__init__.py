@@ -6,7 +6,7 @@ What a caller needs stands here; the modules behind it are free to move.
 from gates.evidence import check, incomparable, totals
 from gates.policy import Policy, explain, parse_policy
 from gates.records import Conditions, Evidence, Row, Verdict, exit_code
-from gates.report import markdown
+from gates.reports import build, render
 from gates.verdicts import judge
 
 __all__ = [
@@ -15,12 +15,13 @@ __all__ = [
     "Policy",
     "Row",
     "Verdict",
+    "build",
     "check",
     "exit_code",
     "explain",
     "incomparable",
     "judge",
-    "markdown",
     "parse_policy",
+    "render",
     "totals",
 ]

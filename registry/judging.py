@@ -6,20 +6,21 @@ are kept as the blob of that digest and are themselves a policy's text: `stored_
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gates import canonical, evidence, verdicts
-from gates.errors import IntegrityError
+from gates.errors import IntegrityError, UsageError
 from gates.evidence import Checked
 from gates.policy import Policy, parse_policy
-from gates.records import Evidence, Verdict
-from registry import output
+from gates.records import Evidence, Verdict, exit_code
+from registry import channels, output, retractions, waivers
 from registry.recipes import read_text
 from registry.store import Candidate, Store
 
 
-def judge(store: Store, name: str, *, policy_file: Path, baseline: str | None) -> Verdict:
+def judge(store: Store, name: str, *, policy: Policy, baseline: str | None) -> Verdict:
     """Judges the candidate by everything that is known of it and its baseline, records the verdict and logs it.
 
     A candidate that already is its own baseline (it was promoted to that channel) cannot be compared with itself: the
@@ -29,10 +30,9 @@ def judge(store: Store, name: str, *, policy_file: Path, baseline: str | None) -
         name: a candidate's or a channel's name; `baseline` likewise, or None to compare with nothing.
 
     Raises:
-        UsageError: there is no such candidate, or the policy cannot be read.
+        UsageError: there is no such candidate.
         IntegrityError: a record of evidence is damaged. (Damaged rows make the verdict Invalid.)
     """
-    policy = parse_policy(read_text(policy_file, "policy"), where=str(policy_file))
     candidate = store.candidate(name)
     against = store.candidate(baseline) if baseline is not None else None
     if against is not None and against.digest == candidate.digest:
@@ -65,14 +65,46 @@ def _holds(store: Store, verdict: Verdict) -> bool:
     return _same(verdict, _judged(store, stored_policy(store, verdict.policy), verdict.candidate, verdict.baseline))
 
 
-def read_policy(path: Path) -> tuple[str, bytes]:
-    """A policy's name, and its canonical bytes, whose digest is what verdicts name it by.
-
+def read_policy(path: Path) -> Policy:
+    """
     Raises:
         UsageError: it cannot be read, or is no policy.
     """
-    policy = parse_policy(read_text(path, "policy"), where=str(path))
-    return policy.name, policy.to_bytes()
+    return parse_policy(read_text(path, "policy"), where=str(path))
+
+
+def policy_of(store: Store, path: Path | None, *, channel: str) -> Policy:
+    """The policy in the file `path`; without one, the policy that the channel is bound to.
+
+    Raises:
+        UsageError: there is neither.
+        IntegrityError: the channel's policy is missing or damaged.
+    """
+    if path is not None:
+        return read_policy(path)
+    generation = channels.current(store, channel)
+    if generation is None:
+        raise UsageError(
+            f"no policy is named, and there is no channel {channel} that would have one",
+            remedy="name a policy: --policy policies/FILE.yaml",
+        )
+    return stored_policy(store, generation.policy)
+
+
+def evaluated(store: Store, *, other_than: str | None) -> list[str]:
+    """The candidates that have evidence, but for the one that all are compared with; says which have none."""
+    baseline = store.candidate(other_than).digest if other_than is not None else None
+    candidates = [store.candidate(name) for name in store.names()]
+    known = {each.name: each for each in candidates if retractions.standing_digests(store, each.digest)}
+    if missing := [each.name for each in candidates if each.name not in known]:
+        output.hint(f"not judged, for they were never evaluated: {', '.join(missing)}")
+    return [name for name, each in known.items() if each.digest != baseline]
+
+
+def worst_exit_code(found: Iterable[Verdict]) -> int:
+    """That of the worst verdict: Invalid before a failure, before Inconclusive. Of none, Inconclusive's."""
+    codes = {exit_code(verdict.verdict) for verdict in found}
+    return next((code for code in (4, 1, 3, 0) if code in codes), 3)
 
 
 def stored_policy(store: Store, digest: str) -> Policy:
@@ -85,13 +117,13 @@ def stored_policy(store: Store, digest: str) -> Policy:
 
 
 def _judged(store: Store, policy: Policy, candidate: str, baseline: str | None) -> Verdict:
-    ours = store.evidence(candidate)
-    theirs = store.evidence(baseline) if baseline is not None else {}
-    checked = {digest: _check(store, each) for digest, each in (ours | theirs).items()}
+    ours = retractions.standing(store, candidate)
+    theirs = retractions.standing(store, baseline) if baseline is not None else {}
+    known = {digest: checked(store, each) for digest, each in (ours | theirs).items()}
     complaints = [
         f"{each.pack}, evidence {digest[:12]}: {what}"
         for digest, each in (ours | theirs).items()
-        for what in checked[digest].complaints
+        for what in known[digest].complaints
     ]
     return verdicts.judge(
         policy,
@@ -99,12 +131,15 @@ def _judged(store: Store, policy: Policy, candidate: str, baseline: str | None) 
         evidence=ours,
         baseline=baseline,
         baseline_evidence=theirs,
-        rows={digest: each.rows for digest, each in checked.items() if each.rows},
+        rows={digest: each.rows for digest, each in known.items() if each.rows},
         complaints=complaints,
+        waivers=waivers.of(store, candidate),
+        today=waivers.today(store),
     )
 
 
-def _check(store: Store, each: Evidence) -> Checked:
+def checked(store: Store, each: Evidence) -> Checked:
+    """Reads the rows of one evidence out of the store; damaged or missing ones are a complaint."""
     try:
         rows = store.read(each.rows) if each.rows is not None else None
     except IntegrityError as error:

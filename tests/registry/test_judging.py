@@ -63,74 +63,77 @@ def standing(store: Store, name: str, policy: Path) -> str | None:
 
 def test_a_verdict_follows_the_evidence_is_recorded_and_logged(store: Store, policy: Path, scored: Callable[..., str]):
     theirs, mine = scored("toy", 20), scored("pruned", 18)
-    verdict = judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    verdict = judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     assert verdict.verdict == "FailTools"
     assert (verdict.evidence, verdict.baseline_evidence) == ((mine,), (theirs,))
     assert store.verdicts(store.candidate("pruned").digest) == {verdict.identity(): verdict}
     assert [entry.about["verdict"] for entry in store.log.entries() if entry.event == "verdict"] == [verdict.identity()]
     scored("other", 19)
-    assert judging.judge(store, "other", policy_file=policy, baseline="toy").verdict == "Pass"
+    assert judging.judge(store, "other", policy=judging.read_policy(policy), baseline="toy").verdict == "Pass"
 
 
 def test_the_policy_can_be_read_back_by_what_the_verdict_says(store: Store, policy: Path, scored: Callable[..., str]):
     scored("toy", 20)
-    verdict = judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    verdict = judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     policy.unlink()
     assert judging.stored_policy(store, verdict.policy) == parse_policy(store.read(verdict.policy).decode(), "stored")
     assert judging.stored_policy(store, verdict.policy).identity() == verdict.policy
     assert judging.stored_policy(store, verdict.policy).name == "trial"
 
 
-def test_a_policy_for_a_promotion_is_named_as_verdicts_name_it(store: Store, policy: Path):
-    name, data = judging.read_policy(policy)
-    verdict = judging.judge(store, "toy", policy_file=policy, baseline=None)
-    assert (name, canonical.digest(data)) == ("trial", verdict.policy)
+def test_a_policy_is_named_as_verdicts_name_it(store: Store, policy: Path):
+    read = judging.read_policy(policy)
+    verdict = judging.judge(store, "toy", policy=judging.read_policy(policy), baseline=None)
+    assert (read.name, read.identity()) == ("trial", verdict.policy)
 
 
 def test_judging_again_changes_nothing(store: Store, policy: Path, scored: Callable[..., str]):
     scored("toy", 20), scored("pruned", 20)
-    first = judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    first = judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     logged = len(list(store.log.entries()))
     policy.write_text("# another comment\n" + POLICY)
-    assert judging.judge(store, "pruned", policy_file=policy, baseline="toy").to_bytes() == first.to_bytes()
+    assert (
+        judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy").to_bytes()
+        == first.to_bytes()
+    )
     assert len(list(store.log.entries())) == logged
 
 
 def test_a_verdict_holds_until_there_is_more_evidence(store: Store, policy: Path, scored: Callable[..., str]):
     scored("toy", 20), scored("pruned", 20)
     assert standing(store, "pruned", policy) is None
-    judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     assert standing(store, "pruned", policy) == "Pass"
     scored("pruned", 0)
     assert standing(store, "pruned", policy) is None
-    assert judging.judge(store, "pruned", policy_file=policy, baseline="toy").verdict == "FailTools"
+    assert judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy").verdict == "FailTools"
     assert standing(store, "pruned", policy) == "FailTools"
 
 
 @pytest.mark.parametrize("pack", ["tools", "never-judged"])
 def test_evidence_on_the_baseline_ends_it_too(store: Store, policy: Path, scored: Callable[..., str], pack: str):
     scored("toy", 20), scored("pruned", 20)
-    judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     scored("toy", 1, pack)
     assert standing(store, "pruned", policy) is None
 
 
 def test_a_verdict_is_of_one_policy(store: Store, policy: Path, scored: Callable[..., str]):
     scored("toy", 20), scored("pruned", 19)
-    judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     policy.write_text(POLICY.replace("at_most: 5", "at_most: 4.9"))
     assert standing(store, "pruned", policy) is None
-    assert judging.judge(store, "pruned", policy_file=policy, baseline="toy").verdict == "FailTools"
+    assert judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy").verdict == "FailTools"
 
 
 def test_a_failure_against_one_baseline_is_not_outvoted_by_a_pass_against_another(
     store: Store, policy: Path, scored: Callable[..., str]
 ):
     scored("toy", 20), scored("other", 10), scored("pruned", 15)
-    assert judging.judge(store, "pruned", policy_file=policy, baseline="other").verdict == "Pass"
+    assert judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="other").verdict == "Pass"
     assert standing(store, "pruned", policy) == "Pass"
     for baseline in ("toy", "other"):
-        judging.judge(store, "pruned", policy_file=policy, baseline=baseline)
+        judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline=baseline)
         assert standing(store, "pruned", policy) == "FailTools"
     assert store.log.verify() == len(list(store.log.entries()))
 
@@ -139,10 +142,12 @@ def test_a_candidate_that_became_its_own_baseline_keeps_its_verdict(
     store: Store, policy: Path, scored: Callable[..., str]
 ):
     scored("toy", 20), scored("pruned", 20)
-    first = judging.judge(store, "pruned", policy_file=policy, baseline="toy")
-    assert judging.judge(store, "pruned", policy_file=policy, baseline="pruned") == first
+    first = judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
+    assert judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="pruned") == first
     scored("pruned", 0)
-    assert judging.judge(store, "pruned", policy_file=policy, baseline="pruned").verdict == "Inconclusive"
+    assert (
+        judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="pruned").verdict == "Inconclusive"
+    )
 
 
 def _evidence_of(store: Store, name: str) -> Evidence:
@@ -154,7 +159,7 @@ def _evidence_of(store: Store, name: str) -> Evidence:
 @pytest.mark.parametrize("damage", ["missing", "changed"])
 def test_damaged_rows_make_it_invalid(store: Store, policy: Path, scored: Callable[..., str], whose: str, damage: str):
     scored("toy", 20), scored("pruned", 19)
-    judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     evidence = _evidence_of(store, whose)
     assert evidence.rows is not None
     blob = store.layout.blob(evidence.rows)
@@ -164,24 +169,24 @@ def test_damaged_rows_make_it_invalid(store: Store, policy: Path, scored: Callab
     else:
         blob.write_bytes(blob.read_bytes().replace(b'"points":1', b'"points":0', 1))
     assert standing(store, "pruned", policy) is None
-    verdict = judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    verdict = judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     assert verdict.verdict == "Invalid"
     assert any("rows cannot be read" in reason for reason in verdict.reasons)
 
 
 def test_a_forgotten_baseline_takes_no_pass_away(store: Store, policy: Path, scored: Callable[..., str]):
     scored("toy", 20), scored("pruned", 20)
-    assert judging.judge(store, "pruned", policy_file=policy, baseline=None).verdict == "Inconclusive"
+    assert judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline=None).verdict == "Inconclusive"
     assert standing(store, "pruned", policy) == overview.standing(store, store.candidate("pruned")) == "Inconclusive"
-    judging.judge(store, "pruned", policy_file=policy, baseline="toy")
-    judging.judge(store, "pruned", policy_file=policy, baseline=None)
+    judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
+    judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline=None)
     assert standing(store, "pruned", policy) == overview.standing(store, store.candidate("pruned")) == "Pass"
 
 
 def test_a_floor_that_is_missed_without_a_baseline_is_a_failure(store: Store, policy: Path, scored: Callable[..., str]):
     policy.write_text(POLICY + "      - floor: {pack: tools, at_least: 90}\n")
     scored("toy", 10), scored("pruned", 10)
-    judging.judge(store, "pruned", policy_file=policy, baseline=None)
+    judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline=None)
     assert standing(store, "pruned", policy) == "FailTools"
 
 
@@ -191,7 +196,7 @@ def test_an_edited_header_is_a_broken_registry(store: Store, policy: Path, score
     path.chmod(0o644)
     path.write_bytes(path.read_bytes().replace(b'"points":10', b'"points":20'))
     with pytest.raises(IntegrityError):
-        judging.judge(store, "pruned", policy_file=policy, baseline=None)
+        judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline=None)
 
 
 def test_evidence_whose_totals_are_not_its_rows_is_invalid(store: Store, policy: Path, scored: Callable[..., str]):
@@ -201,14 +206,14 @@ def test_evidence_whose_totals_are_not_its_rows_is_invalid(store: Store, policy:
         update={"candidate": store.candidate("pruned").digest, "rows": canonical.digest(rows), "responses": None}
     )
     store.add_evidence(evidence, rows=rows, responses=b"", timings={})
-    verdict = judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    verdict = judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     assert verdict.verdict == "Invalid"
     assert "the totals are not the sums of its rows" in verdict.reasons[0]
 
 
 def test_other_conditions_are_invalid_and_named(store: Store, policy: Path, scored: Callable[..., str]):
     scored("toy", 20), scored("pruned", 20, chat_template="9" * 64)
-    verdict = judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    verdict = judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     assert verdict.verdict == "Invalid"
     assert "chat_template" in verdict.reasons[0]
 
@@ -216,7 +221,7 @@ def test_other_conditions_are_invalid_and_named(store: Store, policy: Path, scor
 def test_a_forged_verdict_does_not_hold(store: Store, policy: Path, scored: Callable[..., str]):
     """Well-formed, rightly named and logged, but not what the evidence says."""
     scored("toy", 20), scored("pruned", 0)
-    true = judging.judge(store, "pruned", policy_file=policy, baseline="toy")
+    true = judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     gates = tuple(gate.model_copy(update={"status": "passed"}) for gate in true.gates)
     forged = store.add_verdict(true.model_copy(update={"verdict": "Pass", "gates": gates}))
     store.log.append("verdict", manifest=true.candidate, policy=true.policy, verdict=forged)
@@ -232,5 +237,5 @@ def test_what_is_not_there_is_said_and_nothing_is_written(
 ):
     before = sorted(store.layout.root.rglob("*"))
     with pytest.raises(UsageError):
-        judging.judge(store, name, policy_file=policy.parent / file, baseline=baseline)
+        judging.judge(store, name, policy=judging.read_policy(policy.parent / file), baseline=baseline)
     assert sorted(store.layout.root.rglob("*")) == before

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from gates.records import RuleResult, Verdict
+from gates.records import Verdict
+from gates.reports.building import deciding
 
 _LONGEST = 600
 _MARKS = {
@@ -34,16 +35,6 @@ def markdown(verdict: Verdict, *, candidate: str | None = None, baseline: str | 
         f"{len(verdict.baseline_evidence)} of the baseline."
     )
     return "\n".join(lines) + "\n"
-
-
-def deciding(verdict: Verdict) -> RuleResult | None:
-    """The rule that named the verdict: the first failed one, or the first that could not be judged or decided."""
-    for status in ("failed", "not judged", "undecided"):
-        for gate in verdict.gates:
-            for rule in gate.rules:
-                if rule.status == status:
-                    return rule
-    return None
 
 
 def _deciding(verdict: Verdict) -> list[str]:

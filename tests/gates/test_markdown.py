@@ -7,7 +7,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from gates.records import GateResult, RuleResult, Verdict
-from gates.report import deciding, markdown
+from gates.reports.markdown import deciding, markdown
 
 HOSTILE = [
     "a | b |",

@@ -1,0 +1,177 @@
+"""Evidence, policies, verdicts: gate, report, waive, evidence, policy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gates.errors import UsageError
+from gates.records import Verdict
+from registry import output
+from registry.commands import ROOT, CandidateName, Channel, Json, Root
+from registry.store import Store
+
+app = typer.Typer(rich_markup_mode=None)
+policies = typer.Typer(help="Read policies before they judge.", no_args_is_help=True, rich_markup_mode=None)
+evidence = typer.Typer(help="What candidates scored.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(policies, name="policy")
+app.add_typer(evidence, name="evidence")
+
+KINDS = ("md", "json")
+
+PolicyFile = Annotated[
+    Path | None, typer.Option(help="The policy that judges: a YAML file. Without it, the one that the channel has.")
+]
+Kinds = Annotated[
+    str | None, typer.Option("--report", metavar="KINDS", help=f"Also write reports: any of {','.join(KINDS)}.")
+]
+Out = Annotated[Path, typer.Option(help="The folder that reports are written to.")]
+
+
+@app.command()
+def gate(
+    name: Annotated[str | None, typer.Argument(help="A candidate's name, or a channel's.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every candidate that was evaluated.")] = False,
+    policy: PolicyFile = None,
+    baseline: Annotated[str | None, typer.Option(help="A candidate or a channel to compare with.")] = None,
+    channel: Channel = "best",
+    report: Kinds = None,
+    out: Out = Path("reports"),
+    root: Root = ROOT,
+    json: Json = False,
+) -> int:
+    """Judge a candidate by all its evidence. Exit code: 0 Pass, 1 a gate failed, 3 Inconclusive, 4 Invalid.
+
+    With --all the exit code is that of the worst verdict; where nothing was evaluated it is 3.
+    """
+    from registry import judging, reporting
+
+    if (name is None) is not every:
+        raise UsageError("say which candidate, or --all", remedy="registry gate NAME, or registry gate --all")
+    kinds = _kinds(report)
+    store = Store.open(root)
+    rules = judging.policy_of(store, policy, channel=channel)
+    names = judging.evaluated(store, other_than=baseline) if every else [name or ""]
+    verdicts = {each: judging.judge(store, each, policy=rules, baseline=baseline) for each in names}
+    for each, verdict in verdicts.items():
+        if kinds:
+            said = reporting.report(store, verdict)
+            for kind in kinds:
+                output.hint(f"report: {reporting.write(out, each, kind, said)}")
+    if json:
+        shown = {each: verdict.model_dump(mode="json") for each, verdict in verdicts.items()}
+        output.data(shown if every else shown[names[0]])
+    else:
+        for each, verdict in verdicts.items():
+            _print_verdict(each, verdict)
+    return judging.worst_exit_code(verdicts.values())
+
+
+@app.command()
+def waive(
+    name: CandidateName,
+    gate_name: Annotated[str, typer.Option("--gate", metavar="GATE", help="The gate to let pass, such as Toolcall.")],
+    reason: Annotated[str, typer.Option(help="Why.")],
+    until: Annotated[str, typer.Option(help="The last day on which it holds (UTC): 2026-12-31.")],
+    policy: PolicyFile = None,
+    channel: Channel = "best",
+    by: Annotated[str | None, typer.Option(help="Who decided; without it, who runs this.")] = None,
+    root: Root = ROOT,
+) -> None:
+    """Let a gate pass that the evidence does not decide, where the policy allows it. Judge again afterwards."""
+    from registry import judging, waivers
+
+    store = Store.open(root)
+    rules = judging.policy_of(store, policy, channel=channel)
+    waiver = waivers.waive(store, store.candidate(name), rules, gate=gate_name, reason=reason, until=until, by=by)
+    output.text(f"{name}: {waiver.gate} is let pass by {waiver.by} until {waiver.expires}")
+
+
+@evidence.command("ls")
+def evidence_ls(name: CandidateName, root: Root = ROOT, json: Json = False) -> None:
+    """List what a candidate scored, and what of it was retracted."""
+    from registry import overview, retractions
+
+    store = Store.open(root)
+    candidate = store.candidate(name)
+    known, gone = store.evidence(candidate.digest), retractions.retracted(store, candidate.digest)
+    if json:
+        output.data(
+            {
+                digest: each.model_dump(mode="json") | {"retracted": gone[digest].reason if digest in gone else None}
+                for digest, each in known.items()
+            }
+        )
+    elif known:
+        rows: list[tuple[str, ...]] = [("evidence", "pack", "score", "items", "runs", "missing", "engine", "")]
+        rows += [overview.evidence_cells(digest, each, gone.get(digest)) for digest, each in known.items()]
+        output.text("\n".join(overview.columns(rows)))
+    else:
+        output.hint(f"{name} was never evaluated")
+
+
+@evidence.command("retract")
+def evidence_retract(
+    digest: Annotated[str, typer.Argument(help="The evidence's digest, or the beginning of it.")],
+    reason: Annotated[str, typer.Option(help="Why it is wrong.")],
+    root: Root = ROOT,
+) -> None:
+    """Take evidence back. It stays on record and counts no more; verdicts that rest on it no longer hold."""
+    from registry import retractions
+
+    retraction = retractions.retract(Store.open(root), digest, reason)
+    output.text(f"{retraction.evidence[:12]} is retracted: {retraction.reason}")
+
+
+@policies.command("check")
+def policy_check(
+    file: Annotated[Path, typer.Argument(help="A policy: a YAML file.")],
+    items: Annotated[str, typer.Option(help="Numbers of items, for what the policy could detect.")] = "15,60,164,570",
+    json: Json = False,
+) -> None:
+    """Say in sentences what a policy demands, and what it could detect with so many items."""
+    from gates.policy import explain
+    from gates.power import foresee
+    from registry.judging import read_policy
+
+    policy = read_policy(file)
+    seen = [each for count in _counts(items) for each in foresee(policy, count)]
+    if json:
+        output.data({"demands": explain(policy), "could_see": [asdict(each) for each in seen]})
+        return
+    for sentence in [*explain(policy), *(each.sentence for each in seen)]:
+        output.text(sentence)
+
+
+def _kinds(text: str | None) -> list[str]:
+    kinds = [kind.strip() for kind in (text or "").split(",") if kind.strip()]
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise UsageError(f"there is no report {unknown[0]!r}", remedy=f"choose from {', '.join(KINDS)}")
+    return kinds
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise UsageError(f"{text!r} are no numbers of items", remedy="write them as 15,60,164")
+    return counts
+
+
+def _print_verdict(name: str, verdict: Verdict) -> None:
+    output.text(f"{name}: {verdict.verdict}")
+    for reason in verdict.reasons:
+        output.text(f"  {reason}")
+    for result in verdict.gates:
+        output.text(f"  {result.gate}: {result.status}")
+        for rule in result.rules:
+            output.text(f"    {rule.status:<10}  {rule.detail}")
+            if rule.interval is not None:
+                low, high = rule.interval
+                seen = f"; a difference of {rule.detectable:.1f} would mostly be seen" if rule.detectable else ""
+                output.text(f"    {'':<10}  95 % sure: between {low:.1f} and {high:.1f}{seen}")

@@ -10,13 +10,15 @@ export SLUICE_ENGINE = $(ENGINE)
 export VLLM
 
 TOY_RECIPES = $(addprefix recipes/toy/,baseline.yaml v2.yaml v7a.yaml v7b.yaml)
+# Every bench but what they share.
+BENCHES = $(filter-out bench/measuring.py,$(wildcard bench/*.py))
 INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint envs locks images pin toy clean python
+.PHONY: help demo test test-faults lint envs locks images pin toy clean python bench bench-small
 
 help: ## what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 # A failed gate (exit code 1) is part of the story; any other failure ends the demo.
 demo: envs ## the whole line on a toy that is a real model: prune, quantise, evaluate, gate, promote
@@ -29,6 +31,17 @@ demo: envs ## the whole line on a toy that is a real model: prune, quantise, eva
 
 test: envs .venv/.dev .venv-prune/.test .venv-eval/.test ## every check and every test
 	@tests/run
+
+# `make test` injects a part of them, spread evenly.
+test-faults: .venv/.dev ## every fault at every change to the disk: kills, errors, full disks, power cuts, races, damage
+	@SLUICE_FAULTS=all .venv/bin/python -m pytest tests/faults
+
+# Each prints its table and how it stands to its aims; peers are installed on first use.
+bench: envs ## how fast it is, beside what people use now: minutes each, tens of GB of disk
+	@for topic in $(BENCHES); do .venv-prune/bin/python $$topic || exit 1; done
+
+bench-small: envs ## the same on small inputs; fails where a ratio is outside twice its aim
+	@for topic in $(BENCHES); do .venv-prune/bin/python $$topic --small || exit 1; done
 
 lint: .venv/.dev ## ruff, mypy, import-linter
 	@tests/lint

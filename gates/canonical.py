@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from typing import Any
 
 import rfc8785
@@ -15,6 +16,8 @@ import rfc8785
 from gates.errors import IntegrityError
 
 _LARGEST_DEPTH = 64
+_DIFFERS = re.compile(rb"[\xf0-\xff]|\d\.0(?!\d)|\d[eE][-+]?\d|\d{16}")
+_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":"))
 
 
 def dumps(value: Any) -> bytes:
@@ -47,6 +50,20 @@ def loads(data: bytes, *, where: str | None = None) -> Any:
     if _depth(value) > _LARGEST_DEPTH:
         raise IntegrityError(f"a JSON record nested deeper than {_LARGEST_DEPTH}", where=where)
     return value
+
+
+def is_written_as(value: Any, data: bytes) -> bool:
+    """Whether `data` is the canonical bytes of `value`; as `dumps(value) == data`, and mostly much faster.
+
+    Python's own encoder, which is written in C, differs from RFC 8785 in whole and in very large and small floats, and
+    in the order of keys beyond the 16-bit characters. Where nothing in `data` looks like these, it decides.
+
+    Raises:
+        ValueError: as `dumps`.
+    """
+    if not _DIFFERS.search(data) and _ENCODER.encode(value).encode() == data:
+        return True
+    return dumps(value) == data
 
 
 def digest(data: bytes) -> str:

@@ -255,6 +255,11 @@ def compares(demand: Demand) -> bool:
     return not isinstance(demand, Floor | Guard)
 
 
+def kind(demand: Demand) -> str:
+    """The word that a policy's file has for a rule."""
+    return type(demand).__name__.lower()
+
+
 def plain(number: Decimal) -> str:
     """A number in the one way that its value is written: 5 for 5, 5.0 and 5.00."""
     return format((number + 0).normalize(), "f")
@@ -266,7 +271,7 @@ def _plain_rule(rule: Rule) -> dict[str, dict[str, object]]:
         for name, value in rule.demand.model_dump(exclude_none=True).items()
         if name not in ("pack", "packs")
     }
-    return {type(rule.demand).__name__.lower(): fields | {"packs": list(rule.demand.names)}}
+    return {kind(rule.demand): fields | {"packs": list(rule.demand.names)}}
 
 
 def _amount(points: Decimal) -> str:

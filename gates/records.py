@@ -57,7 +57,7 @@ class Record(BaseModel):
 
     def _is_written_as(self, data: bytes) -> bool:
         try:
-            return self.to_bytes() == data
+            return canonical.is_written_as(self.model_dump(mode="json", exclude_unset=True), data)
         except ValueError:  # there is no canonical form, of half a surrogate pair for instance
             return False
 
@@ -142,12 +142,17 @@ Status = Literal["passed", "failed", "not judged", "undecided", "waived"]
 class RuleResult(Record):
     """One rule, judged: `value` against `limit`, with what it was computed from in words.
 
+    `kind` is the policy's word for the rule, `category` the part of its packs that it looks at. The value of drop and
+    paired is the loss.
+
     What is known of how sure it is: `interval` around the score, or around the difference to the baseline (points);
     over so many `items` and `runs`; `detectable` is the smallest true difference that would mostly be told from none;
     `p_worse` the probability of a loss like this by chance, adjusted for the number of comparisons.
     """
 
     rule: str
+    kind: Literal["floor", "drop", "gain", "paired", "guard"] | None = None
+    category: str | None = None
     status: Status
     detail: str
     value: float | None = None

@@ -16,7 +16,7 @@ from typing import Any
 from gates import statistics, wording
 from gates.comparisons import Comparison, compare, score, tally_of
 from gates.evidence import Pool, Tally, exact
-from gates.policy import Demand, Drop, Floor, Gain, Guard, Paired, Policy, Rule, compares, plain
+from gates.policy import Demand, Drop, Floor, Gain, Guard, Paired, Policy, Rule, compares, kind, plain
 from gates.records import RuleResult, Status
 from gates.wording import count
 
@@ -270,27 +270,26 @@ def _result(
     worst = min(judged, key=lambda each: (WORST_FIRST.index(each.status), each.room))
     several = f" (the worst of {len(judged)} sets of conditions)" if len(judged) > 1 else ""
     return RuleResult(
-        rule=_sentence(demand, packs),
+        **_rule(demand, packs),
         status=worst.status,
         detail=worst.detail + several,
         value=None if worst.value is None else float(worst.value),
         limit=float(limit),
-        packs=packs,
         **worst.sure,
     )
 
 
 def _not_judged(demand: Demand, packs: tuple[str, ...], why: str) -> RuleResult:
-    return RuleResult(
-        rule=_sentence(demand, packs), status="not judged", detail=why, value=None, limit=None, packs=packs
-    )
+    return RuleResult(**_rule(demand, packs), status="not judged", detail=why, value=None, limit=None)
 
 
-def _sentence(demand: Demand, packs: tuple[str, ...]) -> str:
-    """The rule in words; of a rule that holds for each pack by itself, the part about these packs."""
-    if isinstance(demand, Floor | Drop):
-        return demand.model_copy(update={"pack": None, "packs": packs}).sentence()
-    return demand.sentence()
+def _rule(demand: Demand, packs: tuple[str, ...]) -> dict[str, Any]:
+    """Which rule it is, in words too; of a rule that holds for each pack by itself, the part about these packs."""
+    if not isinstance(demand, Floor | Drop):
+        return {"rule": demand.sentence(), "kind": kind(demand), "packs": packs}
+    sentence = demand.model_copy(update={"pack": None, "packs": packs}).sentence()
+    category = {} if demand.category is None else {"category": demand.category}
+    return {"rule": sentence, "kind": kind(demand), "packs": packs, **category}
 
 
 def _fields(found: Comparison, pools: Sequence[Pool]) -> dict[str, Any]:

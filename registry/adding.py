@@ -1,167 +1,275 @@
-"""Taking a checkpoint in from a folder: a copy, checked before it gets a name. The source is only read."""
+"""Taking a checkpoint in: examined before a byte is copied, durable before it gets a name, continued after a kill.
+
+From a folder it is copied, or moved into the registry (`move`); the folder is only read until the candidate is there.
+From the Hub it comes by `registry.hub`.
+"""
 
 from __future__ import annotations
 
 import os
-import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gates import canonical
-from gates.errors import IntegrityError, SluiceError, UsageError
-from registry import commits, fs, output
-from registry.contents import forbidden
+from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
+from registry import bulk, commits, fs, hub, output, sources, taking
+from registry.checkpoint import inspect
 from registry.layout import checked_name
 from registry.manifests import File, Inputs, files_digest
-from registry.progress import progress
+from registry.parallel import each_file
+from registry.taking import Work
 
 if TYPE_CHECKING:
     from registry.store import Candidate, Store
-
-KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
-"""What a model's files are called. Whatever else lies in the source stays there."""
 
 CODE = "add-1"
 """Taking the same files in gives the same candidate, whichever release does it."""
 
 
-def add(store: Store, name: str, source: Path, *, replace: bool = False) -> Candidate:
-    """Copies the model in the folder `source` to the candidate `name`, hashing while it copies.
+def add(store: Store, name: str, source: Path | str, *, move: bool = False, replace: bool = False) -> Candidate:
+    """Makes the model in `source` the candidate `name`. One that has the same files already is found.
 
-    Links that stay inside the source are followed. A candidate that has the same files already is found.
+    Args:
+        source: a folder, or hf://owner/name[@revision].
+        move: remove the folder's files once the candidate is there; on one file system no byte is copied.
+        replace: whether a candidate of this name with other files gives way.
 
     Raises:
-        UsageError: no such folder, an unknown family, a file that cannot be taken, or a name that is taken.
+        UsageError: no such source, an unknown family, a file that cannot be taken, a taken name, too little room.
         IntegrityError: the source is not a whole checkpoint, or holds pickles or archives.
     """
-    checked_name(name)
-    files = _model_files(source)
-    if os.path.lexists(store.layout.candidate(name)):
-        found = _found(store, name, source, files, replace=replace)
-        if found is not None:
+    _check_name(store, name, replace=replace)
+    address = hub.parse(str(source))
+    if address is None:
+        return _from_folder(store, name, sources.folder(Path(source)), move=move, replace=replace)
+    if move:
+        raise UsageError("--move is for folders", where=str(source), remedy="leave it out: the Hub keeps its files")
+    return _from_hub(store, name, address, replace=replace)
+
+
+def _check_name(store: Store, name: str, *, replace: bool) -> None:
+    """Refuses before anything is read what a commit would refuse after everything is copied."""
+    if not os.path.lexists(store.layout.candidate(checked_name(name))):
+        store.made(name, _inputs({}, {}))  # which refuses a channel's name
+    elif replace:
+        commits.refuse_served(store, name)
+
+
+def _from_folder(store: Store, name: str, given: sources.Folder, *, move: bool, replace: bool) -> Candidate:
+    _check_place(store, given, move=move)
+    inspect(given.root, given.files)
+    before = {file: taking.state_of(path) for file, path in given.files.items()}
+    found = _found(store, name, given, replace=replace)
+    if found is not None:
+        output.hint(f"{name} is there already, with the same files")
+    else:
+        work = canonical.digest(canonical.dumps({"add": name, "source": str(given.root)}))
+        with store.locked(f"step-{work}", wait=0, busy="another process adds the same folder"):
+            place = Work(store, store.layout.step(work))
+            commits.claim(place.folder)
+            taken = taking.take(place, f"add {name}", given.files, move=move)
+            before = {file: each.state for file, each in taken.items()}
+            files = {file: each.file for file, each in taken.items()}
+            try:
+                _check_stated(given.stated, files, where=given.root)
+            except IntegrityError:
+                store.discard(work)
+                raise
+            found = _commit(store, name, place, work, files, given.origin, where=str(given.root), replace=replace)
+    if move:
+        _remove(store, given, found.manifest.files, before)
+    return found
+
+
+def _from_hub(store: Store, name: str, address: hub.Address, *, replace: bool) -> Candidate:
+    remote = hub.resolve(address)
+    there = _added(store, name, where=str(address), replace=replace)
+    if there is not None and not remote.can_be(there.manifest.files):
+        if not replace:
+            raise _taken_by_others(name, there.manifest.files, remote.known(there.manifest.files), where=str(address))
+        there = None
+    if there is not None and remote.origin.items() <= there.manifest.inputs.settings.items():
+        output.hint(f"{name} is there already, from {remote.address} at {remote.commit}")
+        return there
+    work = canonical.digest(canonical.dumps({"add": name, **remote.origin}))
+    with store.locked(f"step-{work}", wait=0, busy="another process adds the same model"):
+        place = Work(store, store.layout.step(work))
+        commits.claim(place.folder)
+        files = hub.fetch(remote, place, f"add {name}")
+        if there is not None and files == there.manifest.files:
             output.hint(f"{name} is there already, with the same files")
-            return found
-    work = canonical.digest(canonical.dumps({"add": name, "source": str(source.resolve())}))
-    with store.step(work) as folder:
-        try:
-            model = folder / "model"
-            fs.remove_tree(model)  # of an attempt that was killed
-            copied = _copy(name, files, model)
-            return commits.commit(store, name, _inputs(copied), model, replace=replace, known=copied)
-        except SluiceError as error:
-            if error.where:  # the copy is gone in a moment, and never was what anybody could mend
-                error.where = error.where.replace(str(model), str(source), 1)
-            raise
-        finally:
             store.discard(work)
+            return there
+        return _commit(store, name, place, work, files, remote.origin, where=str(address), replace=replace)
 
 
-def _model_files(source: Path) -> dict[str, Path]:
-    """The files to take, by their name in the model, each with the regular file that it is.
+def _commit(
+    store: Store,
+    name: str,
+    place: Work,
+    work: str,
+    files: dict[str, File],
+    origin: Mapping[str, str],
+    *,
+    where: str,
+    replace: bool,
+) -> Candidate:
+    """The candidate. What is refused for what it is leaves nothing; what fails otherwise is kept, to be continued."""
+    try:
+        candidate = commits.commit(store, name, _inputs(files, origin), place.model, replace=replace, known=files)
+    except BusyError:
+        raise
+    except SluiceError as error:
+        if error.where:  # the copy is gone in a moment, and never was what anybody could mend
+            error.where = error.where.replace(str(place.model), where, 1)
+        store.discard(work)
+        raise
+    store.discard(work)
+    return candidate
+
+
+def _check_place(store: Store, given: sources.Folder, *, move: bool) -> None:
+    """
+    Raises:
+        UsageError: the registry lies in the source; or its files are to be moved and lie in the registry, or are links.
+    """
+    root = store.layout.root.resolve()
+    if root.is_relative_to(given.root):
+        raise UsageError(
+            "the registry lies in this folder", where=str(given.root), remedy="name the model's own folder"
+        )
+    if not move:
+        return
+    if given.root.is_relative_to(root):
+        raise UsageError("this folder is the registry's own", where=str(given.root), remedy="add it without --move")
+    links = [file for file, path in given.files.items() if path.is_symlink()]
+    if links:
+        raise UsageError(
+            f"links cannot be moved, and {links[0]} is one", where=str(given.root), remedy="add it without --move"
+        )
+
+
+def _found(store: Store, name: str, given: sources.Folder, *, replace: bool) -> Candidate | None:
+    """The candidate of this name, if it holds the same files: they are hashed where they are, beside its blobs.
+
+    A blob that is damaged or missing is made again from the source.
 
     Raises:
-        UsageError: `source` is no folder, or there is something in it that is neither file nor folder.
-        IntegrityError: a pickle or an archive lies in it.
+        UsageError: it holds others, or was made from a model rather than added, and is not to be replaced.
     """
-    if not source.is_dir():
-        raise UsageError("there is no such folder", where=str(source), remedy="name a checkpoint's folder")
-    root = source.resolve()
-    taken, left = {}, []
-    for base, folders, names in os.walk(root):
-        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-        for entry in (*folders, *sorted(names)):
-            path = Path(base, entry)
-            if entry.startswith(".") or (entry in folders and not path.is_symlink()):
-                continue
-            actual = _followed(path, root)
-            if not stat.S_ISREG(actual.stat().st_mode):
-                what = "a link to a folder" if actual.is_dir() else "neither a file nor a folder"
-                raise UsageError(what, where=str(path), remedy="remove it from the source")
-            kind = forbidden(actual)
-            if kind:
-                raise IntegrityError(f"this is {kind}", where=str(path), remedy="add a folder with safetensors only")
-            relative = path.relative_to(root).as_posix()
-            if path.suffix in KINDS:
-                taken[relative] = actual
-            else:
-                left.append(relative)
-    commits.refuse_unsafe(list(taken), where=source)
-    if "config.json" not in taken:
-        raise UsageError(
-            "there is no config.json, so this is no checkpoint",
-            where=str(source),
-            remedy="give the folder that holds it",
-        )
-    if left:
-        output.hint(f"left where they are, for they are no part of a model: {', '.join(left)}")
-    return dict(sorted(taken.items()))
+    there = _added(store, name, where=str(given.root), replace=replace)
+    if there is None:
+        return None
+    stated = there.manifest.files
+    hashed = _hash(store, name, given, stated)
+    files = {file: each for file, (each, _) in hashed.items()}
+    if files == stated:
+        damaged = {file: given.files[file] for file, (_, sound) in hashed.items() if not sound}
+        if damaged:
+            _mend(store, name, damaged)
+        return store.made(name, there.manifest.inputs)
+    if not replace:
+        raise _taken_by_others(name, stated, files, where=str(given.root))
+    return None
 
 
-def _followed(path: Path, root: Path) -> Path:
-    try:
-        actual = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # a loop of links is a RuntimeError before Python 3.13
-        raise UsageError("a link that leads nowhere", where=str(path), remedy="remove it from the source") from None
-    if not actual.is_relative_to(root):
-        raise UsageError(
-            "a link that leaves the source folder",
-            where=str(path),
-            remedy=f"copy what the links lead to, then add the copy: cp -rL {root} COPY",
-        )
-    return actual
+def _added(store: Store, name: str, *, where: str, replace: bool) -> Candidate | None:
+    """The candidate of this name, if there is one that was added.
 
-
-def _found(store: Store, name: str, source: Path, files: dict[str, Path], *, replace: bool) -> Candidate | None:
-    """The candidate of this name, if it holds the same files: they are hashed where they are."""
+    Raises:
+        UsageError: there is one that was made otherwise, and is not to be replaced.
+        IntegrityError: there is one that is damaged, and is not to be replaced.
+    """
+    if not os.path.lexists(store.layout.candidate(name)):
+        return None
     try:
         there = store.candidate(name)
     except IntegrityError:
         if not replace:
             raise
         return None
-    given = _hash(name, files)
-    inputs = there.manifest.inputs
-    asked = _inputs(given)
-    if inputs.op == "add" and given != there.manifest.files and not replace:
+    if there.manifest.inputs.op == "add":
+        return there
+    if not replace:
         raise UsageError(
-            f"{name} is there already, with other files:{_differences(there.manifest.files, given)}",
-            where=str(source),
-            remedy="choose another name, or put these in its place with --replace",
+            f"{name} is there already, made by {there.manifest.inputs.op}",
+            where=where,
+            remedy="choose another name, or put this in its place with --replace",
         )
-    return store.made(name, asked, replace=replace)
+    return None
 
 
-def _hash(name: str, files: dict[str, Path]) -> dict[str, File]:
-    with progress(f"compare {name}", total=_size(files), unit="B") as bar:
-        hashed = {file: fs.hash_file(path, bar.advance) for file, path in files.items()}
-    return {file: File(digest=digest, size=size) for file, (digest, size) in hashed.items()}
+def _hash(store: Store, name: str, given: sources.Folder, stated: Mapping[str, File]) -> dict[str, tuple[File, bool]]:
+    """Each file of the source, and whether the candidate's blob of that file holds the same bytes."""
+
+    def one(file: str, advance: bulk.Advance) -> tuple[File, bool]:
+        path, blob = given.files[file], store.layout.blob(stated[file].digest) if file in stated else None
+        if blob is not None and blob.is_file():
+            digest, size, same = bulk.hash_beside(path, blob, advance)
+        else:
+            (digest, size), same = bulk.hash_file(path, advance), False
+        return File(digest=digest, size=size), same
+
+    return each_file(f"compare {name}", {file: path.stat().st_size for file, path in given.files.items()}, one)
 
 
-def _copy(name: str, files: dict[str, Path], model: Path) -> dict[str, File]:
-    copied = {}
-    fs.make_folders(model)
-    with progress(f"add {name}", total=_size(files), unit="B") as bar:
-        for file, path in files.items():
-            fs.make_folders((model / file).parent)
-            digest, size = fs.copy_in(path, model / file, bar.advance)
-            copied[file] = File(digest=digest, size=size)
-    return copied
+def _mend(store: Store, name: str, files: Mapping[str, Path]) -> None:
+    work = canonical.digest(canonical.dumps({"mend": name, "files": sorted(map(str, files.values()))}))
+    with store.locked(f"step-{work}", wait=0, busy=f"another process mends {name}"):
+        place = Work(store, store.layout.step(work))
+        for file, taken in taking.take(place, f"mend {name}", files).items():
+            commits.link_in(place.model / file, store.layout.blob(taken.file.digest), taken.file.digest)
+            output.hint(f"{name}: {file} was damaged in the registry, and is taken again from the source")
+        store.discard(work)
 
 
-def _inputs(files: dict[str, File]) -> Inputs:
-    return Inputs(op="add", parent=None, settings={"files": files_digest(files)}, code=CODE)
+def _check_stated(stated: Mapping[str, str], files: Mapping[str, File], *, where: Path) -> None:
+    """
+    Raises:
+        IntegrityError: a file is not what the Hub's cache says it is.
+    """
+    for name, digest in stated.items():
+        if files[name].digest != digest:
+            raise IntegrityError(
+                f"the cached file is damaged: its SHA-256 is {files[name].digest}, expected {digest}",
+                where=str(where / name),
+                remedy="fetch it again, or add it from hf://…",
+            )
 
 
-def _differences(there: dict[str, File], given: dict[str, File]) -> str:
+def _remove(store: Store, given: sources.Folder, files: Mapping[str, File], before: Mapping[str, str]) -> None:
+    """Removes what was taken from the source, and the folders that are empty then. What changed meanwhile stays."""
+    kept = []
+    for name, path in given.files.items():
+        blob = store.layout.blob(files[name].digest)
+        held = blob.is_file() and blob.stat().st_size == files[name].size
+        if held and (path.samefile(blob) or taking.state_of(path) == before[name]):
+            fs.remove_tree(path)
+        else:
+            kept.append(name)
+    for folder in sorted({path.parent for path in given.files.values()}, reverse=True):
+        if not any(folder.iterdir()):
+            fs.remove_tree(folder)
+    if kept:
+        output.hint(f"left in {given.root}, for they changed meanwhile: {', '.join(kept)}")
+
+
+def _inputs(files: dict[str, File], origin: Mapping[str, str]) -> Inputs:
+    return Inputs(op="add", parent=None, settings={"files": files_digest(files), **origin}, code=CODE)
+
+
+def _taken_by_others(name: str, there: Mapping[str, File], given: Mapping[str, File], *, where: str) -> UsageError:
     def state(file: File | None) -> str:
         return f"{file.size} bytes, {file.digest[:12]}" if file else "missing"
 
-    return "".join(
-        f"\n  {name}: {state(there.get(name))} / {state(given.get(name))}"
-        for name in sorted(there.keys() | given.keys())
-        if there.get(name) != given.get(name)
+    differences = "".join(
+        f"\n  {file}: {state(there.get(file))} / {state(given.get(file))}"
+        for file in sorted(there.keys() | given.keys())
+        if there.get(file) != given.get(file)
     )
-
-
-def _size(files: dict[str, Path]) -> int:
-    return sum(path.stat().st_size for path in files.values())
+    return UsageError(
+        f"{name} is there already, with other files:{differences}",
+        where=where,
+        remedy="choose another name, or put these in its place with --replace",
+    )

@@ -15,12 +15,14 @@ from gates.errors import IntegrityError, UsageError
 from gates.records import Digest, Name, Record
 from registry import commits, fs, output
 from registry.layout import numbered
-from registry.log import numbers
+from registry.log import numbers, signature
 
 if TYPE_CHECKING:
     from registry.store import Store
 
 FORMAT: Literal[1] = 1
+
+_LOGGED = ("channel", "candidate", "manifest", "replaces", "policy", "policy_name", "verdict", "override", "reason")
 
 
 class Generation(Record):
@@ -66,6 +68,25 @@ def current(store: Store, channel: str) -> Generation | None:
     return None if newest is None else _read(store, channel, newest)
 
 
+def newest(store: Store, channel: str) -> Generation | None:
+    """As `current`, held against the log: what decides about a channel, or is served from it, is this one.
+
+    Raises:
+        IntegrityError: it is not the one that the log names, or that one is missing: an earlier generation must not
+            be taken for the newest, nor its number be given to another.
+    """
+    return _held_against(store, channel, store.log.newest("promotion", channel=channel))
+
+
+def last_logged(store: Store, channel: str) -> Generation:
+    """The newest promotion of a channel as the log has it, for whoever goes on where its generation is lost."""
+    logged = store.log.newest("promotion", channel=channel)
+    if logged is None:
+        raise UsageError(f"the log knows no promotion to {channel}")
+    number = {"format": FORMAT, "number": logged["generation"]}
+    return Generation.model_validate(number | {key: logged[key] for key in _LOGGED} | signature())
+
+
 def served(store: Store) -> dict[str, str]:
     """The name of the candidate that each channel serves."""
     newest = {channel: current(store, channel) for channel in names(store)}
@@ -84,7 +105,7 @@ def create(store: Store, generation: Generation) -> bool:
 
 
 def settle(store: Store, channel: str) -> bool:
-    """Brings what follows from the newest generation in step with it: candidate, log, link, in this order.
+    """Brings what follows from the newest generation in step with it: log, candidate, link, in this order.
 
     The newest generation is read again after the link is set: a slower process may have set an older one meanwhile.
 
@@ -92,21 +113,21 @@ def settle(store: Store, channel: str) -> bool:
         whether the link had to be changed.
 
     Raises:
-        IntegrityError: the generation is damaged, or its candidate cannot be restored.
+        IntegrityError: the generation is damaged or not the newest that there was, or its candidate cannot be restored.
     """
     changed = False
     link = store.layout.channel(channel)
     while True:
-        newest = current(store, channel)
-        if newest is None:
+        generation = current(store, channel)
+        if generation is None:
             return changed
-        _restore_candidate(store, newest)
-        _write_log(store, newest)
-        target = store.layout.channel_target(newest.candidate)
+        _write_log(store, generation)
+        _restore_candidate(store, generation)
+        target = store.layout.channel_target(generation.candidate)
         if _target(link) != target:
             fs.replace_link(link, target)
             changed = True
-        if current(store, channel) == newest and _target(link) == target:
+        if current(store, channel) == generation and _target(link) == target:
             return changed
 
 
@@ -114,27 +135,30 @@ def verify(store: Store) -> None:
     """Holds the generations against the log, which has the digest of each.
 
     Raises:
-        IntegrityError: the first one that was changed, or the newest of a channel if it is missing.
+        IntegrityError: the first one that was changed, or the newest of a channel, or its policy, if it is missing.
     """
-    newest: dict[str, int] = {}
+    last: dict[str, int] = {}
     for entry in store.log.entries():
         if entry.event != "promotion":
             continue
         channel, number = str(entry.about["channel"]), int(entry.about["generation"])
-        newest[channel] = number
+        last[channel] = number
         if number not in numbers(store.layout.generations(channel)):
             continue
         if _read(store, channel, number).identity() != entry.about["record"]:
             path = store.layout.generations(channel) / numbered(number)
             raise IntegrityError(f"this generation is not the one that log entry {entry.seq} names", where=str(path))
-    for channel, number in newest.items():
-        if number not in numbers(store.layout.generations(channel)):
-            path = store.layout.generations(channel) / numbered(number)
-            raise IntegrityError(f"the newest generation of {channel} is missing", where=str(path))
+    for channel in last:
+        generation = newest(store, channel)
+        if generation is not None:
+            store.read(generation.policy)
 
 
 def repair(store: Store) -> None:
-    """Settles every channel. Damage is said and left: it must not keep anybody from the other channels."""
+    """Settles every channel. Damage is said and left: it must not keep anybody from the other channels.
+
+    A channel whose newest generation is lost stays as it is: its link leads to what was promoted last.
+    """
     for channel in names(store):
         try:
             if settle(store, channel):
@@ -160,10 +184,32 @@ def _restore_candidate(store: Store, generation: Generation) -> None:
         commits.restore(store, generation.candidate, generation.manifest)
 
 
+def _held_against(store: Store, channel: str, logged: dict[str, Any] | None) -> Generation | None:
+    """The newest generation; `logged`, read before it, must not know a later one or another of its number."""
+    generation = current(store, channel)
+    if logged is None:
+        return generation
+    number = int(logged["generation"])
+    path = store.layout.generations(channel) / numbered(number)
+    if generation is None or generation.number < number:
+        raise IntegrityError(
+            f"the newest generation of {channel}, number {number} by the log, is missing",
+            where=str(path),
+            remedy="restore this file from a backup; or go on without it: "
+            f'registry promote NAME --channel {channel} --override --reason "…"',
+        )
+    if generation.number == number and generation.identity() != logged["record"]:
+        raise IntegrityError(
+            "this generation is not the one that the log names", where=str(path), remedy="restore it from a backup"
+        )
+    return generation
+
+
 def _write_log(store: Store, newest: Generation) -> None:
     """Adds the log's entries about the channel's generations up to `newest` that are missing."""
 
     def following(logged: dict[str, Any] | None) -> dict[str, Any] | None:
+        _held_against(store, newest.channel, logged)
         done = logged["generation"] if logged else 0
         missing = [number for number in numbers(folder) if done < number <= newest.number]
         if not missing:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
-from registry.completeness import Problem, facts_of, problems_of
+from registry.completeness import problems_of
 from registry.contents import forbidden
+from registry.facts import Problem, facts_of
 from registry.families import family_of
 from registry.manifests import Shape
 from registry.tensors import Tensor, read_header
@@ -28,14 +29,17 @@ SINGLE = "model.safetensors"
 _LARGEST_CONFIG = 16_000_000
 
 
-def inspect(folder: Path) -> Shape:
+def inspect(folder: Path, files: Mapping[str, Path] | None = None) -> Shape:
     """What the checkpoint in `folder` is, if it is whole and consistent.
+
+    Args:
+        files: where each of its files is, by name, if they lie elsewhere, or not all that lies there is the model's.
 
     Raises:
         UsageError: a family or a quantisation that Sluice does not know.
         IntegrityError: something is damaged, missing, too much or forbidden; names files and tensors.
     """
-    shape, problems = examine(folder)
+    shape, problems = examine(folder, files)
     if problems or shape is None:
         more = [str(problem) for problem in problems[:10]] + (
             [f"and {len(problems) - 10} more"] if problems[10:] else []
@@ -46,36 +50,49 @@ def inspect(folder: Path) -> Shape:
     return shape
 
 
-def examine(folder: Path) -> tuple[Shape | None, list[Problem]]:
+def examine(folder: Path, files: Mapping[str, Path] | None = None) -> tuple[Shape | None, list[Problem]]:
     """As `inspect`, but every problem at once; the shape is None where it cannot be told.
 
     Raises:
         UsageError: as `inspect`.
         IntegrityError: there is no config.json that could be read, so that nothing else can be judged.
     """
-    files, problems = _files(folder)
-    config = read_config(folder)
+    paths, problems = _files(_walk(folder) if files is None else files)
+    path = paths.get(CONFIG, folder / CONFIG)
+    config = read_config(path.parent)
     where = str(folder / CONFIG)
     family = family_of(config, where=where)
     block = quantization_block(config, where=where)
-    tensors, damage = _tensors(folder, files)
+    tensors, damage = _tensors(paths)
     problems += damage
     if damage:
         return None, problems  # with a shard unreadable, every tensor in it would be reported missing
     try:
-        facts = facts_of(config, family, tensors, block)
+        facts = facts_of(family.architecture(config, where=where), tensors, block)
     except UsageError as error:
-        return None, [*problems, Problem(CONFIG, error.what)]
+        return None, [*problems, Problem(CONFIG, error.what.removeprefix(CONFIG).lstrip(": "))]
     return facts.shape(), problems + problems_of(facts)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def headers(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint in `folder` by name; none where there are no weights. Nothing else is checked.
+
+    Raises:
+        IntegrityError: a safetensors file is malformed.
+    """
+    shards = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for shard in shards for name, tensor in read_header(shard).items()}
+
+
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """
     Raises:
         IntegrityError: there is no config.json, or it holds no JSON object.
     """
-    path = folder / CONFIG
+    path = folder / name
     try:
+        if path.exists() and not path.is_file():
+            raise IntegrityError("config.json is no regular file", where=str(path))
         with path.open("rb") as file:
             data = file.read(_LARGEST_CONFIG + 1)
     except OSError as error:
@@ -117,38 +134,44 @@ def quantization_block(config: dict[str, Any], *, where: str | None = None) -> t
     return block[0], block[1]
 
 
-def _files(folder: Path) -> tuple[list[str], list[Problem]]:
-    """The names of the regular files below `folder`, and what may not lie there."""
-    found, problems = [], []
+def _walk(folder: Path) -> dict[str, Path]:
+    """Everything below `folder` that is no folder, by name; a link to a folder is none."""
+    found = {}
     for base, folders, names in os.walk(folder):
-        for name in sorted(folders):
+        links = [name for name in folders if Path(base, name).is_symlink()]
+        for name in sorted([*names, *links]):
             path = Path(base, name)
-            if path.is_symlink():
-                problems.append(Problem(str(path.relative_to(folder)), "it is a link to a folder"))
-        for name in sorted(names):
-            path = Path(base, name)
-            relative = path.relative_to(folder).as_posix()
-            try:
-                # a pipe or a device must not be opened: it could block, or never end
-                kind = forbidden(path) if stat.S_ISREG(path.stat().st_mode) else "not a regular file"
-            except OSError as error:
-                kind = f"a file that cannot be read ({error.strerror})"
-            if kind:
-                problems.append(Problem(relative, f"it is {kind}"))
-            else:
-                found.append(relative)
+            found[path.relative_to(folder).as_posix()] = path
+    return found
+
+
+def _files(files: Mapping[str, Path]) -> tuple[dict[str, Path], list[Problem]]:
+    """The regular files among `files`, and what may not lie there."""
+    found, problems = {}, []
+    for name, path in files.items():
+        try:
+            mode = path.stat().st_mode
+            # a pipe or a device must not be opened: it could block, or never end
+            kind = forbidden(path) if stat.S_ISREG(mode) else "not a regular file"
+            kind = "a link to a folder" if stat.S_ISDIR(mode) else kind
+        except OSError as error:
+            kind = f"a file that cannot be read ({error.strerror})"
+        if kind:
+            problems.append(Problem(name, f"it is {kind}"))
+        else:
+            found[name] = path
     return found, problems
 
 
-def _tensors(folder: Path, files: list[str]) -> tuple[dict[str, Tensor], list[Problem]]:
-    """Every tensor of the folder by name, and where headers, shards and index disagree."""
+def _tensors(paths: Mapping[str, Path]) -> tuple[dict[str, Tensor], list[Problem]]:
+    """Every tensor of the checkpoint by name, and where headers, shards and index disagree."""
     tensors: dict[str, Tensor] = {}
     held: dict[str, str] = {}
     problems = []
-    shards = [name for name in files if name.endswith(".safetensors")]
+    shards = [name for name in paths if name.endswith(".safetensors")]
     for shard in shards:
         try:
-            header = read_header(folder / shard)
+            header = read_header(paths[shard])
         except IntegrityError as error:
             tensor = (error.where or "").partition(", tensor ")[2]
             problems.append(Problem(shard, f"tensor {tensor}: {error.what}" if tensor else error.what))
@@ -159,9 +182,9 @@ def _tensors(folder: Path, files: list[str]) -> tuple[dict[str, Tensor], list[Pr
         held |= dict.fromkeys(header, shard)
     if not problems:
         weight_map = None
-        if INDEX in files:
+        if INDEX in paths:
             try:
-                weight_map = _weight_map(folder / INDEX)
+                weight_map = _weight_map(paths[INDEX])
             except IntegrityError as error:
                 problems.append(Problem(INDEX, error.what))
         if not problems:

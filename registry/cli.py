@@ -17,8 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from gates.errors import UsageError
-from gates.records import Verdict, exit_code
 from registry import output
+from registry.commands import ROOT, CandidateName, Channel, Json, Root, housekeeping, judgement, planning
 from registry.store import Store
 
 
@@ -39,14 +39,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-policies = typer.Typer(help="Read policies before they judge.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(policies, name="policy")
-
-Root = Annotated[Path, typer.Option("--root", envvar="SLUICE_ROOT", help="The registry's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Channel = Annotated[str, typer.Option(help="The channel: a name for the served candidate.")]
-CandidateName = Annotated[str, typer.Argument(help="A candidate's name, or a channel's.")]
-ROOT = Path("models")
+app.add_typer(judgement.app)
+app.add_typer(housekeeping.app)
+app.add_typer(planning.app)
 
 
 def main() -> None:
@@ -69,12 +64,17 @@ def init(root: Root = ROOT) -> None:
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="What to call it: a-z 0-9 . _ -")],
-    source: Annotated[Path, typer.Argument(help="A checkpoint folder: config.json, safetensors, tokenizer.")],
+    source: Annotated[
+        str, typer.Argument(help="A folder with config.json and safetensors, or hf://owner/name@revision.")
+    ],
+    move: Annotated[
+        bool, typer.Option("--move", help="Remove the folder's files once they are in; copies nothing on one disk.")
+    ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give the name to another model.")] = False,
     root: Root = ROOT,
 ) -> None:
-    """Take in a model from a folder. The folder stays as it is."""
-    candidate = Store.open(root).add(name, source, replace=replace)
+    """Take in a model from a folder, which stays as it is, or from the Hub. Run again, it goes on where it stopped."""
+    candidate = Store.open(root).add(name, source, move=move, replace=replace)
     output.text(f"{candidate.name}  {candidate.digest[:12]}  {output.size(candidate.manifest.size)}")
 
 
@@ -90,6 +90,9 @@ def ls(root: Root = ROOT, json: Json = False) -> None:
         output.text(overview.render(found))
     else:
         output.hint("no candidates yet; take one in with: registry add NAME FOLDER")
+    for line in found:
+        if line.damage:
+            output.hint(f"{line.name} is damaged: {line.damage}; registry verify {line.name} says what is wrong")
 
 
 @app.command()
@@ -167,47 +170,67 @@ def verify(
 
 
 @app.command()
-def compare(left: CandidateName, right: CandidateName, root: Root = ROOT, json: Json = False) -> None:
-    """In which settings two candidates differ, and how they scored."""
+def lineage(
+    name: Annotated[str | None, typer.Argument(help="A candidate or a channel; without it, everything.")] = None,
+    root: Root = ROOT,
+    json: Json = False,
+) -> None:
+    """Draw what a candidate was made from, back to where its model came from, and what was made from it."""
+    from registry import lineage as lines
+
+    found = lines.trees(Store.open(root), name)
+    if json:
+        output.data([asdict(tree) for tree in found])
+    elif found:
+        output.text(lines.render(found))
+    else:
+        output.hint("no candidates yet; take one in with: registry add NAME FOLDER")
+
+
+@app.command()
+def compare(
+    left: CandidateName,
+    right: CandidateName,
+    project: Annotated[
+        Path, typer.Option(help="The folder with mixes/, for the recipe of a missing control.")
+    ] = Path(),
+    root: Root = ROOT,
+    json: Json = False,
+) -> None:
+    """In which settings two candidates differ, how they scored, and which control would tell why."""
     from registry import comparison
 
     store = Store.open(root)
-    found = comparison.of(store, store.candidate(left), store.candidate(right))
+    found = comparison.of(store, store.candidate(left), store.candidate(right), project=project)
     if json:
-        output.data(asdict(found) | {"conclusion": found.conclusion})
+        output.data(asdict(found))
     else:
         output.text(comparison.render(found))
 
 
 @app.command()
-def gate(
+def derive(
     name: CandidateName,
-    policy: Annotated[Path, typer.Option(help="The policy that judges: a YAML file.")],
-    baseline: Annotated[str | None, typer.Option(help="A candidate or a channel to compare with.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Also write a Markdown report here, for a CI job's summary.")
-    ] = None,
+    new: Annotated[str, typer.Argument(help="What to call it: a-z 0-9 . _ -")],
+    files: Annotated[
+        list[str], typer.Option("--replace", metavar="FILE=PATH", help="A file of the model, and its new content.")
+    ],
+    again: Annotated[bool, typer.Option("--again", help="Give the name to another candidate.")] = False,
     root: Root = ROOT,
-    json: Json = False,
-) -> int:
-    """Judge a candidate by all its evidence. Exit code: 0 Pass, 1 a gate failed, 3 Inconclusive, 4 Invalid."""
-    from gates.report import markdown
-    from registry import judging
+) -> None:
+    """Make a candidate with another chat template, tokenizer or generation config. Weights are shared, not copied."""
+    from registry import deriving
 
-    store = Store.open(root)
-    verdict = judging.judge(store, name, policy_file=policy, baseline=baseline)
-    if report is not None:
-        _write_report(report, markdown(verdict, candidate=name, baseline=baseline))
-    if json:
-        output.data(verdict.model_dump(mode="json"))
-    else:
-        _print_verdict(name, verdict)
-    return exit_code(verdict.verdict)
+    candidate = deriving.derive(Store.open(root), name, new, deriving.parsed(files), replace=again)
+    output.text(f"{candidate.name}  {candidate.digest[:12]}  {output.size(candidate.manifest.size)}")
 
 
 @app.command()
 def promote(
-    name: Annotated[str, typer.Argument(help="The candidate to serve.")],
+    name: Annotated[str | None, typer.Argument(help="The candidate to serve.")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The one with the highest scores among those that passed.")
+    ] = False,
     channel: Channel = "best",
     policy: Annotated[Path | None, typer.Option(help="The channel's policy: needed once, and to change it.")] = None,
     override: Annotated[
@@ -217,11 +240,14 @@ def promote(
     root: Root = ROOT,
 ) -> None:
     """Serve a candidate that has a Pass under the channel's policy. The channel's link changes in one step."""
-    from registry import judging, promotion
+    from registry import judging, promotion, ranking
 
+    if (name is None) is not best:
+        raise UsageError("say which candidate, or --best", remedy="registry promote NAME, or registry promote --best")
     store = Store.open(root)
-    text = judging.read_policy(policy) if policy else None
-    generation = promotion.promote(store, name, channel=channel, policy=text, override=override, reason=reason)
+    rules = judging.read_policy(policy) if policy else None
+    chosen = name or ranking.best(store, judging.policy_of(store, policy, channel=channel)).name
+    generation = promotion.promote(store, chosen, channel=channel, policy=rules, override=override, reason=reason)
     output.text(f"{channel} → {generation.candidate} (generation {generation.number})")
 
 
@@ -259,7 +285,7 @@ def log(
     if json:
         output.data(entries)
         return
-    standard = {"seq", "previous", "time", "user", "host", "event", "format"}
+    standard = {"seq", "previous", "time", "user", "host", "event", "format", "seal"}
     for entry in entries:
         fields = "  ".join(f"{key}={_short(value)}" for key, value in entry.items() if key not in standard)
         output.text(f"{entry['seq']:>5}  {entry['time']}  {entry['user']}  {entry['event']:<10}  {fields}")
@@ -287,35 +313,8 @@ def run(
     return launcher.summary(outcomes)
 
 
-@policies.command("check")
-def policy_check(file: Annotated[Path, typer.Argument(help="A policy: a YAML file.")]) -> None:
-    """Say in sentences what a policy demands."""
-    from gates.policy import explain, parse_policy
-    from registry.recipes import read_text
-
-    for sentence in explain(parse_policy(read_text(file, "policy"), where=str(file))):
-        output.text(sentence)
-
-
-def _print_verdict(name: str, verdict: Verdict) -> None:
-    output.text(f"{name}: {verdict.verdict}")
-    for reason in verdict.reasons:
-        output.text(f"  {reason}")
-    for result in verdict.gates:
-        output.text(f"  {result.gate}: {result.status}")
-        for rule in result.rules:
-            output.text(f"    {rule.status:<10}  {rule.detail}")
-
-
 def _count(problems: Sequence[object]) -> str:
     return f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "sound"
-
-
-def _write_report(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"the report cannot be written: {error.strerror}", where=str(path)) from None
 
 
 def _short(value: object) -> str:

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
+import secrets
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gates.errors import IntegrityError, UsageError
-from registry import channels, fs
-from registry.checkpoint import inspect
+from gates.errors import BusyError, IntegrityError, UsageError
+from registry import bulk, channels, fs
 from registry.layout import checked_name
 from registry.manifests import FORMAT, File, Inputs, Manifest
-from registry.progress import progress
+from registry.parallel import each_file
 
 if TYPE_CHECKING:
     from registry.store import Candidate, Store
 
 LOCK_WAIT = 60.0
 """Seconds that one process waits while another gives the same name to a candidate, or promotes it."""
+
+_CLAIM = "claim"
+_START = secrets.token_hex(8)
 
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 
@@ -53,18 +57,55 @@ def commit(
     Raises:
         UsageError: the name is taken by something else (`Store.made`), or a file's name cannot be kept.
         IntegrityError: `model` is not a whole checkpoint, or what it was made from is missing.
+        BusyError: another process works on the name, or where `model` lies.
     """
     found = store.made(checked_name(name), inputs, replace=replace)
     if found is not None:
         return found
+    from registry.checkpoint import inspect
+
     _check_origin(store, inputs)
     shape = inspect(model)
     files = _take(store, name, model, known)
     extras = _take(store, name, attachments, None) if attachments and attachments.is_dir() else {}
     manifest = Manifest(format=FORMAT, inputs=inputs, shape=shape, files=files)
-    fs.write_content(store.layout.manifest(manifest.identity()), manifest.to_bytes())
-    _place(store, name, manifest, extras, inputs=inputs, replace=replace)
+    sources = {file.digest: model / each for each, file in files.items()}
+    if attachments:
+        sources |= {file.digest: attachments / each for each, file in extras.items()}
+    _place(store, name, manifest, extras, sources, step=model.parent, replace=replace)
     return store.candidate(name)
+
+
+def assemble(store: Store, name: str, inputs: Inputs, files: dict[str, File], *, replace: bool = False) -> Candidate:
+    """Makes the candidate `name` of files that are blobs already.
+
+    Raises:
+        UsageError: the name is taken by something else (`Store.made`), or a file's name cannot be kept.
+        IntegrityError: together they are no whole checkpoint, or what it was made from is missing.
+    """
+    found = store.made(checked_name(name), inputs, replace=replace)
+    if found is not None:
+        return found
+    from registry.checkpoint import inspect
+
+    _check_origin(store, inputs)
+    refuse_unsafe(list(files), where=store.layout.candidate(name))
+    folder = _build(store, files, {}, inputs.identity())
+    try:
+        shape = inspect(folder / "model")
+    finally:
+        fs.remove_tree(folder)
+    manifest = Manifest(format=FORMAT, inputs=inputs, shape=shape, files=files)
+    _place(store, name, manifest, {}, {}, step=None, replace=replace)
+    return store.candidate(name)
+
+
+def claim(folder: Path) -> None:
+    """Marks a step's folder as this process's work. Of several in the same folder, where locks do not lock, the last
+    alone may commit: what the others wrote there, it may have begun to write again.
+    """
+    fs.make_folders(folder)
+    fs.replace_link(folder / _CLAIM, _this_process())
 
 
 def restore(store: Store, name: str, digest: str) -> None:
@@ -91,6 +132,25 @@ def write_log(store: Store, name: str, **about: Any) -> None:
         return {"manifest": candidate.digest, "op": candidate.manifest.inputs.op, "replaced": before, **about}
 
     store.log.follow("candidate", {"name": name}, following)
+
+
+def link_in(path: Path, blob: Path, digest: str) -> None:
+    """Makes a step's file, whose SHA-256 is `digest`, a blob.
+
+    Raises:
+        UsageError: it lies on another file system than the registry.
+    """
+    fs.make_folders(blob.parent)
+    try:
+        fs.link_in(path, blob, digest)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise UsageError(
+            "this file is on another file system than the registry, so it cannot become part of it",
+            where=str(path),
+            remedy="work in the registry's staging folder; in containers, mount the registry's root once, as a whole",
+        ) from None
 
 
 def refuse_served(store: Store, name: str) -> None:
@@ -138,34 +198,18 @@ def _take(store: Store, name: str, folder: Path, known: dict[str, File] | None) 
     """Makes every file below `folder` a blob."""
     paths = _regular_files(folder)
     refuse_unsafe(list(paths), where=folder)
-    files = {}
-    total = sum(path.stat().st_size for path in paths.values())
-    with progress(f"commit {name}", total=total, unit="B") as bar:
-        for relative, path in paths.items():
-            if known is not None:
-                file = known[relative]
-                bar.advance(file.size)
-            else:
-                digest, size = fs.hash_file(path, bar.advance)
-                file = File(digest=digest, size=size)
-            blob = store.layout.blob(file.digest)
-            fs.make_folders(blob.parent)
-            _link_in(path, blob, file.digest)
-            files[relative] = file
-    return files
 
+    def one(relative: str, advance: bulk.Advance) -> File:
+        path, file = paths[relative], known[relative] if known is not None else None
+        if file is None:
+            digest, size = bulk.hash_file(path, advance)
+            file = File(digest=digest, size=size)
+        else:
+            advance(file.size)
+        link_in(path, store.layout.blob(file.digest), file.digest)
+        return file
 
-def _link_in(path: Path, blob: Path, digest: str) -> None:
-    try:
-        fs.link_in(path, blob, digest)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        raise UsageError(
-            "this file is on another file system than the registry, so it cannot become part of it",
-            where=str(path),
-            remedy="work in the registry's staging folder; in containers, mount the registry's root once, as a whole",
-        ) from None
+    return each_file(f"commit {name}", {relative: path.stat().st_size for relative, path in paths.items()}, one)
 
 
 def _regular_files(folder: Path) -> dict[str, Path]:
@@ -182,19 +226,72 @@ def _regular_files(folder: Path) -> dict[str, Path]:
 
 
 def _place(
-    store: Store, name: str, manifest: Manifest, extras: dict[str, File], *, inputs: Inputs, replace: bool
+    store: Store,
+    name: str,
+    manifest: Manifest,
+    extras: dict[str, File],
+    sources: dict[str, Path],
+    *,
+    step: Path | None,
+    replace: bool,
 ) -> None:
-    """Gives the candidate its name and logs it."""
+    """Gives the candidate its name and logs it. `sources` are the files in the step's folder by digest."""
     folder = _build(store, manifest.files, extras, manifest.identity())
     about = {"attachments": {file: extra.digest for file, extra in extras.items()}} if extras else {}
     try:
         with store.locked(f"candidate-{name}", wait=LOCK_WAIT, busy=f"another process works on the name {name}"):
             # asked again: what was true before the files were hashed may not be true any more
-            while store.made(name, inputs, replace=replace) is None:
+            while store.made(name, manifest.inputs, replace=replace) is None:
+                _rely_on(store, manifest, extras, sources)
+                _refuse_claimed(step)
+                fs.write_content(store.layout.manifest(manifest.identity()), manifest.to_bytes())
                 _take_name(store, name, folder, replace=replace)
             write_log(store, name, **about)
     finally:
         fs.remove_tree(folder)
+
+
+def _rely_on(store: Store, manifest: Manifest, extras: dict[str, File], sources: dict[str, Path]) -> None:
+    """Renews all that the manifest names, and makes a blob again what gc has just taken away.
+
+    From here to the candidate's name takes moments, and gc spares what was renewed minutes ago
+    (docs/decisions/0017-what-gc-may-remove.md).
+
+    Raises:
+        IntegrityError: gc has removed what is not in the step's folder.
+    """
+    inputs = manifest.inputs
+    needed = [store.layout.manifest(inputs.parent)] if inputs.parent else []
+    needed += [store.layout.blob(inputs.mix.rows)] if inputs.mix else []
+    files = [*manifest.files.values(), *extras.values()]
+    for path in (*needed, *(store.layout.blob(file.digest) for file in files)):
+        try:
+            fs.renew(path)
+        except FileNotFoundError:
+            source = sources.get(path.name)
+            if source is None or not source.is_file():
+                raise IntegrityError(
+                    "this is gone, though the candidate needs it", where=str(path), remedy="run this again"
+                ) from None
+            link_in(source, path, path.name)
+
+
+def _refuse_claimed(step: Path | None) -> None:
+    """Asked when every file is a blob. Whoever claims the folder later gives its names to other files."""
+    try:
+        other = step is not None and str((step / _CLAIM).readlink()) != _this_process()
+    except OSError:
+        return  # nobody claimed it
+    if other:
+        raise BusyError(
+            "another process works on the same step, though locks should keep it out",
+            where=str(step),
+            remedy="wait for it; then run this again (registry doctor says whether locks lock here)",
+        )
+
+
+def _this_process() -> str:
+    return f"{platform.node()}-{os.getpid()}-{_START}"
 
 
 def _take_name(store: Store, name: str, folder: Path, *, replace: bool) -> None:

@@ -1,11 +1,19 @@
-"""Two candidates side by side: what was done differently, and what came of it."""
+"""Two candidates side by side: what was done differently, what came of it, and what would tell why."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from registry import lineage, overview
-from registry.lineage import Difference
+from gates.errors import SluiceError
+from gates.evidence import incomparable, pools
+from gates.records import Evidence
+from registry import choices, history, lineage, overview, retractions
+from registry.choices import Overlap
+from registry.controls import Control, Side, controls
+from registry.history import Difference
+from registry.recipes import read_mix
 from registry.store import Candidate, Store
 
 
@@ -14,32 +22,111 @@ class Comparison:
     left: str
     right: str
     differences: list[Difference]
+    conclusion: str
+    """What a difference in scores can be put down to."""
+    controls: list[Control]
+    """What stands between the two, or would: nothing where the conclusion needs no control."""
     scores: dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
     """By pack: the scores of the left and of the right candidate, one for each set of conditions."""
-
-    @property
-    def conclusion(self) -> str:
-        """What a difference in scores can be put down to."""
-        fields = [difference.field for difference in self.differences]
-        if not fields:
-            return "the same work: nothing that made them differs"
-        if len(fields) == 1:
-            return f"isolates {fields[0]}: nothing else differs"
-        return f"confounded: {len(fields)} settings differ, so no difference in scores can be put down to one of them"
+    notes: list[str]
+    """What else must be known before the scores are read."""
+    overlap: Overlap | None
+    """How many of the experts that stay are the same, where both are prunes of one parent."""
 
 
-def of(store: Store, left: Candidate, right: Candidate) -> Comparison:
-    ours, theirs = (overview.scores(store.evidence(each.digest)) for each in (left, right))
-    packs = sorted(ours.keys() | theirs.keys())
-    scores = {pack: (ours.get(pack, ()), theirs.get(pack, ())) for pack in packs}
-    return Comparison(left.name, right.name, lineage.compare(store, left, right), scores)
+def of(store: Store, left: Candidate, right: Candidate, *, project: Path = Path()) -> Comparison:
+    """
+    Args:
+        project: where mixes are looked for, so that a control's recipe names the file.
+
+    Raises:
+        IntegrityError: something that one of them was made from is missing or damaged.
+    """
+    one, other = (Side(each.name, lineage.chain(store, each)) for each in (left, right))
+    found = history.differences(history.settings(one.chain), history.settings(other.chain))
+    evidence = retractions.standing(store, left.digest), retractions.standing(store, right.digest)
+    ours, theirs = (overview.scores(each) for each in evidence)
+    packs = sorted(ours.keys() & theirs.keys())
+    between: list[Control] = []
+    if len(found) > 1:
+        between = controls(one, other, _all(store), packs=packs, mixes=_mixes(project))
+    return Comparison(
+        left=left.name,
+        right=right.name,
+        differences=found,
+        conclusion=history.conclusion(found),
+        controls=between,
+        scores={pack: (ours.get(pack, ()), theirs.get(pack, ())) for pack in sorted(ours.keys() | theirs.keys())},
+        notes=[*_stacked(one, other), *_conditions(*evidence)],
+        overlap=choices.overlap(store, left, right),
+    )
 
 
 def render(found: Comparison) -> str:
     rows: list[tuple[str, ...]] = [("", found.left, found.right)]
     rows += [(each.field, _text(each.left), _text(each.right)) for each in found.differences]
     rows += [(pack, *map(overview.scores_text, pair)) for pack, pair in found.scores.items()]
-    return "\n".join([*overview.columns(rows), found.conclusion])
+    kept = [found.overlap.sentence] if found.overlap else []
+    lines = [*overview.columns(rows), *kept, *found.notes, found.conclusion]
+    for control in found.controls:
+        lines += _control(control)
+    return "\n".join(lines)
+
+
+def _control(control: Control) -> list[str]:
+    name = control.name or "it"
+    told = [f"  {side} and {name}: {what}" for side, what in control.tells.items()]
+    if control.name is not None:
+        return [f"the control is there: {control.name} ({control.takes})", *told]
+    recipe = [f"    {line}" for line in (control.recipe or "").splitlines()]
+    return [f"the control is missing: {control.takes}", *told, "  this recipe makes it:", *recipe]
+
+
+def _all(store: Store) -> list[Side]:
+    """Every candidate whose history can be read."""
+    found = []
+    for name in store.names():
+        try:
+            found.append(Side(name, lineage.chain(store, store.candidate(name))))
+        except SluiceError:
+            continue  # `verify` says what is wrong with it; it is no help here
+    return found
+
+
+def _mixes(project: Path) -> dict[str, str]:
+    """The files of the project's mixes, by the names that they give themselves."""
+    found: dict[str, str] = {}
+    for path in sorted((project / "mixes").rglob("*.yaml")):
+        try:
+            found.setdefault(read_mix(path).name, path.relative_to(project).as_posix())
+        except SluiceError:
+            continue
+    return found
+
+
+def _stacked(*sides: Side) -> list[str]:
+    return [
+        f"{side.name} is a prune of a pruned model: what its first mix had removed, no later mix brings back"
+        for side in sides
+        if history.is_stacked(side.chain)
+    ]
+
+
+def _conditions(left: Mapping[str, Evidence], right: Mapping[str, Evidence]) -> list[str]:
+    """The packs whose scores may not be held against each other, and why."""
+    ours, theirs = pools(left), pools(right)
+    notes = []
+    for pack in sorted(ours.keys() & theirs.keys()):
+        if ours[pack].keys() & theirs[pack].keys():
+            continue
+        apart = [
+            incomparable(mine.conditions, other.conditions, totals_alone=mine.totals_alone and other.totals_alone)
+            for mine in ours[pack].values()
+            for other in theirs[pack].values()
+        ]
+        nearest = sorted(apart, key=len)[0]
+        notes.append(f"{pack}: taken under different conditions ({', '.join(nearest)}), so not comparable")
+    return notes
 
 
 def _text(value: object) -> str:

@@ -1,7 +1,7 @@
 """The rules of a whole checkpoint: what config.json states and what the headers hold must agree, tensor by tensor.
 
 Pure: nothing here touches a disk. Each rule is a function from the facts to the problems it finds; `problems_of` asks
-them all.
+them all. The rules of block FP8 are in `registry.quantization`.
 """
 
 from __future__ import annotations
@@ -9,85 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-from gates.errors import UsageError
-from registry.families import Family
-from registry.manifests import Shape
-from registry.tensors import Tensor
+from registry.facts import Facts, Problem
+from registry.families import Architecture
+from registry.quantization import quantization_agrees
 
-FP8_BLOCK = "fp8-block"
-SCALE_SUFFIX = "_scale_inv"
-"""A block FP8 weight `x.weight` has its scales in `x.weight_scale_inv`."""
-
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with a file, or with one tensor in it, and what should be there instead."""
-
-    file: str
-    what: str
-    expected: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.what}" + (f" (expected: {self.expected})" if self.expected else "")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What config.json states beside what the headers hold. `block` is None for a checkpoint that is not quantised."""
-
-    config: dict[str, Any]
-    family: Family
-    tensors: dict[str, Tensor]
-    block: tuple[int, int] | None
-    experts: int
-    top_k: int
-    layers: int
-    expert_layers: frozenset[int]
-
-    def shape(self) -> Shape:
-        return Shape(
-            family=self.family.model_type,
-            layers=self.layers,
-            experts=self.experts,
-            top_k=self.top_k,
-            quantization=FP8_BLOCK if self.block else None,
-            tensor_bytes=sum(tensor.size for tensor in self.tensors.values()),
-        )
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor but the scales of quantised ones."""
-        return ((name, tensor) for name, tensor in self.tensors.items() if not (self.block and is_scale(name)))
-
-    def problem(self, name: str, what: str, expected: str | None = None) -> Problem:
-        return Problem(self.tensors[name].file.name, f"tensor {name}: {what}", expected)
-
-
-def facts_of(
-    config: dict[str, Any], family: Family, tensors: dict[str, Tensor], block: tuple[int, int] | None
-) -> Facts:
-    """
-    Raises:
-        UsageError: config.json lacks a number, or states an absurd one.
-    """
-    layers = family.layers(config)
-    if layers > len(tensors):  # what follows would be as long as the number is large
-        raise UsageError(f"num_hidden_layers is {layers}, but there are only {len(tensors)} tensors")
-    return Facts(
-        config=config,
-        family=family,
-        tensors=tensors,
-        block=block,
-        experts=family.experts(config),
-        top_k=family.top_k(config),
-        layers=layers,
-        expert_layers=frozenset(family.expert_layers(config)),
-    )
+_FLOATS = ("BF16", "F16", "F32")
 
 
 def problems_of(facts: Facts) -> list[Problem]:
@@ -95,150 +23,134 @@ def problems_of(facts: Facts) -> list[Problem]:
     return [problem for rule in _RULES for problem in rule(facts)]
 
 
-def quantized(family: Family, name: str) -> bool:
-    """Whether a quantised checkpoint of this family has the tensor `name` in FP8."""
-    return bool(family.expert.fullmatch(name) or family.linear.fullmatch(name))
-
-
-def is_scale(name: str) -> bool:
-    return name.endswith(".weight" + SCALE_SUFFIX)
-
-
-def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
-    """The shape of the scales of a weight [out, in]: ⌈out/rows⌉ x ⌈in/columns⌉ of the blocks."""
-    return tuple(-(-size // side) for size, side in zip(shape, block, strict=True))
-
-
 def _counts_agree(facts: Facts) -> Iterator[Problem]:
-    keys = (facts.family.count_key, *facts.family.count_aliases)
-    stated = {key: facts.config[key] for key in keys if key in facts.config}
-    if any(value != facts.experts for value in stated.values()):
+    architecture = facts.architecture
+    stated = architecture.stated_counts()
+    if any(value != architecture.experts for value in stated.values()):
         yield Problem("config.json", " but ".join(f"{key} is {value}" for key, value in stated.items()), "one number")
-    if facts.top_k > facts.experts:
-        yield Problem("config.json", f"each token is routed to {facts.top_k} of only {facts.experts} experts")
+    if architecture.top_k > architecture.experts:
+        yield Problem(
+            "config.json", f"each token is routed to {architecture.top_k} of only {architecture.experts} experts"
+        )
+    if architecture.experts % architecture.groups:
+        yield Problem("config.json", f"{architecture.experts} experts do not divide into {architecture.groups} groups")
 
 
 def _layers_agree(facts: Facts) -> Iterator[Problem]:
-    found = {int(match[1]) for name in facts.tensors if (match := _LAYER.search(name))}
-    stated = f"num_hidden_layers is {facts.layers}"
-    if missing := sorted(set(range(facts.layers)) - found):
+    architecture = facts.architecture
+    found = {part.layer for part in facts.parts.values() if part and not part.mtp}
+    stated = f"num_hidden_layers is {architecture.layers}"
+    if missing := [layer for layer in range(architecture.layers) if layer not in found]:
         yield Problem("config.json", f"{stated}, but there are no tensors of layer {_some(missing)}")
-    if extra := sorted(found - set(range(facts.layers))):
+    if extra := sorted({layer for name in facts.parts if (layer := _layer_beyond(architecture, name)) is not None}):
         yield Problem("config.json", f"{stated}, but there are tensors of layer {_some(extra)}")
 
 
 def _experts_are_complete(facts: Facts) -> Iterator[Problem]:
-    """Each layer with experts has every projection of experts 0 … n-1 and no others; the other layers have none."""
-    held: dict[int, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for name, _ in facts.weights():
-        if match := facts.family.expert.fullmatch(name):
-            held[int(match["layer"])][int(match["expert"])].add(match["projection"])
-    for layer in sorted(facts.expert_layers | held.keys()):
-        experts = held[layer]
-        if layer not in facts.expert_layers:
-            yield Problem(
-                "config.json", f"layer {layer} is stated to have no experts, but there are tensors of {len(experts)}"
-            )
-            continue
-        expected = f"experts 0 to {facts.experts - 1}"
-        if missing := list(islice((number for number in range(facts.experts) if number not in experts), 9)):
-            yield Problem("config.json", f"layer {layer} has no expert {_some(missing)}", expected)
-        if extra := sorted(number for number in experts if number >= facts.experts):
-            yield Problem("config.json", f"layer {layer} has an expert {_some(extra)}", expected)
-        for number, projections in sorted(experts.items()):
-            for projection in facts.family.projections:
-                if projection not in projections:
-                    yield Problem("config.json", f"layer {layer}, expert {number}: there is no {projection}")
+    """Each layer with experts has every projection of experts 0 … n-1 and no others, all in one layout."""
+    apart: dict[int, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    fused: dict[int, set[str]] = defaultdict(set)
+    for part in facts.parts.values():
+        if part and part.layer is not None and part.projection is not None:
+            if part.expert is None:
+                fused[part.layer].add(part.projection)
+            else:
+                apart[part.layer][part.expert].add(part.projection)
+    architecture = facts.architecture
+    mtp = architecture.mtp_layers if facts.has_mtp else []
+    for layer in [*architecture.expert_layers, *mtp]:
+        if layer in fused and layer in apart:
+            yield Problem("config.json", f"layer {layer} has experts both in 3D tensors and one by one", "one layout")
+        elif layer in fused:
+            for projection in sorted({"gate_up_proj", "down_proj"} - fused[layer]):
+                yield Problem("config.json", f"layer {layer} has no {projection} of its experts")
+        else:
+            yield from _one_by_one(layer, apart[layer], architecture.experts)
+    layers = set(architecture.expert_layers)
+    if (three_d := sorted(layers & fused.keys())) and (single := sorted(layers & apart.keys() - fused.keys())):
+        yield Problem(
+            "config.json",
+            f"layer {_some(three_d)} has its experts in 3D tensors, layer {_some(single)} one by one",
+            "one layout for all layers",
+        )
 
 
-def _routers_agree(facts: Facts) -> Iterator[Problem]:
-    """Each layer with experts has one router of a row an expert."""
-    layers = set()
-    for name, tensor in facts.weights():
-        if match := facts.family.router.fullmatch(name):
-            layers.add(int(match["layer"]))
-            if len(tensor.shape) != 2 or tensor.shape[0] != facts.experts:
-                yield facts.problem(name, f"the router has the shape {list(tensor.shape)}", f"{facts.experts} rows")
-            if tensor.dtype.startswith("F8"):
-                yield facts.problem(name, "the router is quantised", "BF16, F16 or F32")
-    if missing := sorted(facts.expert_layers - layers):
-        yield Problem("config.json", f"layer {_some(missing)} has no router")
+def _one_by_one(layer: int, experts: dict[int, set[str]], count: int) -> Iterator[Problem]:
+    expected = f"experts 0 to {count - 1}"
+    if missing := list(islice((number for number in range(count) if number not in experts), 9)):
+        yield Problem("config.json", f"layer {layer} has no expert {_some(missing)}", expected)
+    if extra := sorted(number for number in experts if number >= count):
+        yield Problem("config.json", f"layer {layer} has an expert {_some(extra)}", expected)
+    for number, projections in sorted(experts.items()):
+        for projection in ("gate_proj", "up_proj", "down_proj"):
+            if projection not in projections:
+                yield Problem("config.json", f"layer {layer}, expert {number}: there is no {projection}")
 
 
 def _nothing_is_missing(facts: Facts) -> Iterator[Problem]:
-    family = facts.family
-    required = {name.format(layer=layer) for name in family.required for layer in range(facts.layers)}
-    dense = set(range(facts.layers)) - facts.expert_layers
-    required |= {name.format(layer=layer) for name in family.dense for layer in dense}
-    if not facts.config.get("tie_word_embeddings"):
-        required.add(family.head)
-    for name in sorted(required - facts.tensors.keys()):
-        yield Problem("config.json", f"there is no tensor {name}, which every {family.model_type} has")
+    """Everything besides experts, which have a rule of their own, and an MTP head, which is whole or absent."""
+    architecture = facts.architecture
+    model_type = architecture.family.model_type
+    for spec in architecture.tensors(fused=False, mtp=facts.has_mtp, experts=False):
+        assert spec.part is not None
+        if spec.name not in facts.tensors and spec.part.need == "always":
+            why = (
+                "the MTP head is not whole" if spec.part.mtp else f"which every {model_type} with this config.json has"
+            )
+            yield Problem("config.json", f"there is no tensor {spec.name}, {why}")
 
 
 def _nothing_is_too_much(facts: Facts) -> Iterator[Problem]:
-    """Every tensor belongs to the family, written as the family writes it (expert 3 is neither 03 nor ٣)."""
-    for name, _ in facts.weights():
-        plain = all(part == str(int(part)) for part in name.split(".") if part.isdecimal())
-        if not plain or not any(pattern.fullmatch(name) for pattern in _patterns(facts.family)):
-            yield facts.problem(name, f"not a tensor of a {facts.family.model_type}")
+    architecture = facts.architecture
+    misplaced: dict[int | None, set[int | None]] = defaultdict(set)
+    for name, part in facts.parts.items():
+        if part is None and _layer_beyond(architecture, name) is None:
+            elsewhere = architecture.elsewhere(name)
+            if elsewhere and elsewhere.projection:
+                misplaced[elsewhere.layer].add(elsewhere.expert)
+                continue
+            of = "this layer" if elsewhere else f"a {architecture.family.model_type}"
+            yield facts.problem(name, f"not a tensor of {of} with this config.json")
+    for layer, experts in misplaced.items():
+        yield Problem(
+            "config.json", f"layer {layer} is stated to have no experts, but there are tensors of {len(experts)}"
+        )
 
 
-def _peers_agree(facts: Facts) -> Iterator[Problem]:
-    """The same tensor of every layer and expert has one shape and one dtype."""
+def _shapes_agree(facts: Facts) -> Iterator[Problem]:
+    """Every tensor has the shape that the numbers of config.json give it."""
+    for name, spec in facts.specs.items():
+        if spec is not None and spec.part is not None and spec.part.need != "rare":
+            shape = facts.tensors[name].shape
+            if shape != spec.shape:
+                yield facts.problem(name, f"its shape is {list(shape)}", f"{list(spec.shape)}, by config.json")
+
+
+def _dtypes_agree(facts: Facts) -> Iterator[Problem]:
+    """Weights are floats, and the same tensor of every layer has one dtype. What is quantised, others judge."""
     peers: dict[str, list[str]] = defaultdict(list)
-    for name in facts.tensors:
-        peers[re.sub(r"(?<=\.)\d+(?=\.)", "N", name)].append(name)
+    for name, part in facts.parts.items():
+        if part is None or facts.tensors[name].dtype.startswith("F8"):
+            continue
+        if facts.tensors[name].dtype not in _FLOATS:
+            yield facts.problem(name, f"{facts.tensors[name].dtype} is no dtype of weights", ", ".join(_FLOATS))
+        elif not (facts.block and part.quantized):
+            peers[("mtp " if part.mtp else "") + _NUMBER.sub("N", name)].append(name)
     for names in peers.values():
-        forms = Counter((facts.tensors[name].dtype, facts.tensors[name].shape) for name in names)
-        (usual_dtype, usual_shape), _ = forms.most_common(1)[0]
+        (usual, _), *_ = Counter(facts.tensors[name].dtype for name in names).most_common(1)
         for name in names:
-            tensor = facts.tensors[name]
-            if (tensor.dtype, tensor.shape) != (usual_dtype, usual_shape):
+            if facts.tensors[name].dtype != usual:
                 yield facts.problem(
-                    name,
-                    f"{tensor.dtype} {list(tensor.shape)}, unlike its peers in other layers and experts",
-                    f"{usual_dtype} {list(usual_shape)}",
+                    name, f"{facts.tensors[name].dtype}, unlike its peers in other layers and experts", usual
                 )
 
 
-def _quantization_is_complete(facts: Facts) -> Iterator[Problem]:
-    """Every expert and linear is in FP8 with its scales, nothing else is, and config.json says just that."""
-    if facts.block is None:
-        for name, tensor in facts.tensors.items():
-            if tensor.dtype.startswith("F8"):
-                yield facts.problem(name, f"{tensor.dtype}, but config.json has no quantization_config")
-        return
-    kept = facts.config["quantization_config"].get("modules_to_not_convert") or []
-    for name, tensor in facts.weights():
-        scale = facts.tensors.get(name + SCALE_SUFFIX)
-        module = name.removesuffix(".weight")
-        if not quantized(facts.family, name):
-            if tensor.dtype.startswith("F8"):
-                yield facts.problem(name, f"{tensor.dtype}, but this tensor is never quantised")
-            if facts.family.router.fullmatch(name) and module not in kept:
-                yield Problem("config.json", f"modules_to_not_convert does not name {module}")
-            continue
-        if module in kept:
-            yield Problem("config.json", f"modules_to_not_convert names {module}, which is quantised")
-        if tensor.dtype != "F8_E4M3" or len(tensor.shape) != 2:
-            yield facts.problem(name, f"{tensor.dtype} {list(tensor.shape)} was not quantised", "a matrix in F8_E4M3")
-        elif scale is None:
-            yield facts.problem(name, "its scales are missing", name + SCALE_SUFFIX)
-        elif scale.dtype != "F32" or scale.shape != scale_shape(tensor.shape, facts.block):
-            yield facts.problem(
-                name + SCALE_SUFFIX,
-                f"{scale.dtype} {list(scale.shape)}",
-                f"F32 {list(scale_shape(tensor.shape, facts.block))}",
-            )
-    for name in facts.tensors:
-        weight = name.removesuffix(SCALE_SUFFIX)
-        if is_scale(name) and not (weight in facts.tensors and quantized(facts.family, weight)):
-            yield facts.problem(name, "scales of nothing that is quantised")
-
-
-def _patterns(family: Family) -> tuple[re.Pattern[str], ...]:
-    return family.expert, family.router, family.linear, family.other
+def _layer_beyond(architecture: Architecture, name: str) -> int | None:
+    """The layer that the name states, if config.json states no such layer."""
+    begin, _, _ = architecture.family.layer.partition("{layer}")
+    match = _LAYER.match(name, len(begin)) if name.startswith(begin) else None
+    layer = int(match[1]) if match else 0
+    return layer if layer >= architecture.layers and layer not in architecture.mtp_layers else None
 
 
 def _some(numbers: Iterable[int]) -> str:
@@ -246,13 +158,16 @@ def _some(numbers: Iterable[int]) -> str:
     return ", ".join(shown[:8]) + (", …" if shown[8:] else "")
 
 
+_LAYER = re.compile(r"(0|[1-9][0-9]{0,8})\.")
+_NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
+
 _RULES: tuple[Callable[[Facts], Iterator[Problem]], ...] = (
     _counts_agree,
     _layers_agree,
-    _quantization_is_complete,
+    quantization_agrees,
     _experts_are_complete,
-    _routers_agree,
-    _nothing_is_missing,
     _nothing_is_too_much,
-    _peers_agree,
+    _nothing_is_missing,
+    _shapes_agree,
+    _dtypes_agree,
 )

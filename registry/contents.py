@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import IO, cast
 
+from registry.tensors import LARGEST_HEADER
+
 _HIGHEST_PROTOCOL = 5
 _ARCHIVES = {
     b"PK\x03\x04": "a zip archive (as torch.save writes)",
@@ -36,12 +38,18 @@ def forbidden(path: Path) -> str | None:
                 return kind
         if start[257:262] == b"ustar":
             return "a tar archive"
-        if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= _HIGHEST_PROTOCOL:
+        marked = len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= _HIGHEST_PROTOCOL
+        if marked and not _begins_as_safetensors(start):
             return "a pickle"
-        return "a pickle" if start and _is_old_pickle(file.fileno()) else None
+        return "a pickle" if start and _runs_as_pickle(file.fileno()) else None
 
 
-def _is_old_pickle(descriptor: int) -> bool:
+def _begins_as_safetensors(start: bytes) -> bool:
+    """One length of a safetensors header in 2,048 begins with the bytes that mark a pickle of protocol 2 to 5."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER
+
+
+def _runs_as_pickle(descriptor: int) -> bool:
     """Protocols 0 and 1 have no mark at the start, and 0 is text: such a file is a pickle if it reads as opcodes up to
     the last one, and one of them calls something. Any other text ends at the first letter that is no opcode."""
     calls = False

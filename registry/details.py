@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gates.records import Evidence, Verdict
-from registry import channels, lineage, output, overview
+from registry import channels, history, lineage, output, overview
 from registry.manifests import Manifest
 from registry.store import Candidate, Store
 
@@ -19,7 +19,7 @@ class Details:
     channels: tuple[str, ...]
     manifest: Manifest
     settings: dict[str, Any]
-    """What made it what it is, over its whole ancestry (`registry.lineage.settings`)."""
+    """What made it what it is, over its whole ancestry (`registry.history.settings`)."""
     ancestry: tuple[str, ...]
     """Digests, newest first, beginning with its own."""
     evidence: dict[str, Evidence]
@@ -37,17 +37,15 @@ class Details:
 
 
 def of(store: Store, candidate: Candidate) -> Details:
+    chain = lineage.chain(store, candidate)
     return Details(
         name=candidate.name,
         digest=candidate.digest,
         folder=str(candidate.resolved()),
         channels=tuple(channel for channel, name in channels.served(store).items() if name == candidate.name),
         manifest=candidate.manifest,
-        settings={
-            field: lineage.readable(store, candidate, field, value)
-            for field, value in lineage.settings(store, candidate).items()
-        },
-        ancestry=tuple(digest for digest, _ in lineage.ancestry(store, candidate.digest)),
+        settings={field: setting.value for field, setting in history.settings(chain).items()},
+        ancestry=tuple(digest for digest, _ in chain),
         evidence=store.evidence(candidate.digest),
         verdicts=store.verdicts(candidate.digest),
         standing=overview.standing(store, candidate),

@@ -2,31 +2,35 @@
 
 Every function either does its work or leaves what was there; what it leaves behind when the process is killed is a name
 that begins with `.tmp-`, which no reader looks at. Data is durable before the name that leads to it: file, then folder.
+Every change passes `registry/syscalls.py`, where tests count it, let it fail or kill the process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import hashlib
 import os
 import secrets
 import stat
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from gates.errors import IntegrityError
+from registry import syscalls
+from registry.bulk import copy_in, hash_file
+
+Result = TypeVar("Result")
 
 TEMPORARY = ".tmp-"
 """How the name of everything unfinished begins."""
 
-CHUNK = 8 << 20
-"""Bytes read at a time."""
+RESERVE = "locks/reserve"
+"""A file below a registry's root whose room is given up for records when the disk is full."""
 
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+_RESERVED = 1 << 20
+_RECORD = 64 << 10
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 
 
@@ -36,68 +40,113 @@ def write_new(path: Path, data: bytes) -> None:
     Raises:
         FileExistsError: there is one already, complete and durable.
     """
-    temporary = beside(path)
+    temporary = _written_beside(path, data)
     try:
-        _write(temporary, data)
-        os.link(temporary, path)
-    finally:
+        _sparing(path, lambda: syscalls.link(temporary, path))
+    finally:  # also where another made it: that its name is durable is not known
         _unlink(temporary)
         sync_folder(path.parent)
 
 
 def write_content(path: Path, data: bytes) -> bool:
-    """As `write_new`, for a file whose name follows from its content: one that holds anything else is damaged and is
-    replaced.
+    """As `write_new`, for a file whose name follows from its content: one that is there is renewed (`renew`), and one
+    that holds anything else is damaged and is replaced.
 
     Returns:
         whether the file is new.
     """
-    try:
-        write_new(path, data)
-    except FileExistsError:
-        if path.read_bytes() != data:
-            temporary = beside(path)
-            _write(temporary, data)
-            os.rename(temporary, path)
-            sync_folder(path.parent)
-        return False
-    return True
+    while True:
+        with contextlib.suppress(FileExistsError):
+            write_new(path, data)
+            return True
+        with contextlib.suppress(FileNotFoundError):  # gc has just taken it away
+            renew(path)
+            if not _holds(path, data):
+                temporary = _written_beside(path, data)
+                syscalls.rename(temporary, path)
+                sync_folder(path.parent)
+            return False
 
 
 def replace_link(path: Path, target: str) -> None:
     """Makes `path` a symbolic link to `target`. Whoever reads it sees the old target or the new one, never none."""
-    temporary = beside(path)
-    os.symlink(target, temporary)
-    os.rename(temporary, path)
-    sync_folder(path.parent)
+
+    def replace() -> None:
+        with _temporary(path) as temporary:
+            syscalls.symlink(target, temporary)
+            syscalls.rename(temporary, path)
+        sync_folder(path.parent)
+
+    _sparing(path, replace)
 
 
 def new_link(path: Path, target: str) -> None:
     """A symbolic link in a folder that nobody sees yet (`sync_folder` is the caller's)."""
-    os.symlink(target, path)
+    syscalls.symlink(target, path)
 
 
 def link_in(file: Path, blob: Path, digest: str) -> bool:
     """Makes `file`, whose SHA-256 is `digest`, the blob too: durable, read-only, without copying a byte.
 
-    A blob that is there already is read: if it holds what its name says it stays, otherwise it is replaced.
+    A blob that is there already is renewed (`renew`) and read: if it holds what its name says it stays, otherwise it is
+    replaced.
 
     Returns:
         whether the blob is new.
     """
+    syscalls.chmod(file, 0o444)
+    renew(file)
     sync_file(file)
-    os.chmod(file, 0o444)
-    try:
-        os.link(file, blob)
-    except FileExistsError:
-        if os.path.samefile(file, blob) or hash_file(blob)[0] == digest:
-            sync_folder(blob.parent)
-            return False
-        temporary = beside(blob)
-        os.link(file, temporary)
-        os.rename(temporary, blob)
+    while not _linked(file, blob):
+        with contextlib.suppress(FileNotFoundError):  # gc has just taken it away
+            renew(blob)
+            if os.path.samefile(file, blob) or hash_file(blob)[0] == digest:
+                sync_folder(blob.parent)
+                return False
+            with _temporary(blob) as temporary:
+                syscalls.link(file, temporary)
+                syscalls.rename(temporary, blob)
+            break
     sync_folder(blob.parent)
     return True
+
+
+def renew(path: Path) -> None:
+    """Says that somebody relies on the file from now on: gc removes nothing that was renewed a moment ago.
+
+    Raises:
+        FileNotFoundError: it is not there, or gc has just taken it away.
+    """
+    with contextlib.suppress(PermissionError):  # another user's; `registry doctor` names it
+        syscalls.touch(path)
+
+
+def take_away(path: Path, aside: Path) -> bool:
+    """Gives the file or folder `path` the name `aside`; whether it was there (`sync_folder` is the caller's)."""
+    try:
+        syscalls.rename(path, aside)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):  # another gc is at it
+            return False
+        raise
+    return True
+
+
+def put_back(aside: Path, path: Path) -> None:
+    """Undoes `take_away`. What has taken the place meanwhile stays; of two folders, what either holds."""
+    try:
+        if not stat.S_ISDIR(os.lstat(aside).st_mode):
+            _linked(aside, path)
+            sync_folder(path.parent)
+            _unlink(aside)
+            return
+        if not take_away(aside, path):
+            for name in _names(aside):
+                put_back(aside / name, path / name)
+            syscalls.rmdir(aside)
+        sync_folder(path.parent)
+    except FileNotFoundError:
+        return  # another process did it
 
 
 def unshare(folder: Path) -> None:
@@ -109,12 +158,12 @@ def unshare(folder: Path) -> None:
             if not stat.S_ISREG(state.st_mode):
                 continue
             if state.st_nlink > 1:
-                temporary = beside(file)
-                copy_in(file, temporary, lambda _: None)
-                sync_file(temporary)
-                os.rename(temporary, file)
+                with _temporary(file) as temporary:
+                    copy_in(file, temporary, lambda _: None)
+                    sync_file(temporary)
+                    syscalls.rename(temporary, file)
             elif not state.st_mode & stat.S_IWUSR:
-                os.chmod(file, 0o644)
+                syscalls.chmod(file, 0o644)
 
 
 def make_folders(path: Path) -> None:
@@ -125,8 +174,31 @@ def make_folders(path: Path) -> None:
         path = path.parent
     for folder in reversed(missing):
         with contextlib.suppress(FileExistsError):
-            os.mkdir(folder)
+            _sparing(folder, lambda folder=folder: syscalls.mkdir(folder))  # type: ignore[misc]
         sync_folder(folder.parent)
+
+
+def make_lock(path: Path) -> None:
+    """Makes the empty file that a lock is held on, if it is missing."""
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):
+            os.close(_sparing(path, lambda: syscalls.create(path, 0o644)))
+
+
+def keep_reserve(root: Path) -> None:
+    """Sets room aside below `root`, as far as the disk has it, so that records can be written when the disk is full."""
+    path = root / RESERVE
+    with contextlib.suppress(OSError):
+        if path.exists() and path.stat().st_size >= _RESERVED:
+            return
+        _unlink(path)  # of a process that was killed here
+        descriptor = syscalls.create(path, 0o600)
+        try:
+            syscalls.allocate(descriptor, _RESERVED)
+        except OSError:
+            _unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def rename_folder(source: Path, target: Path) -> None:
@@ -136,7 +208,7 @@ def rename_folder(source: Path, target: Path) -> None:
         FileExistsError: something that is not an empty folder is called so.
     """
     try:
-        os.rename(source, target)
+        syscalls.rename(source, target)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
@@ -148,8 +220,29 @@ def rename_folder(source: Path, target: Path) -> None:
 def rename_file(source: Path, target: Path) -> None:
     """Gives a complete file its name, durably; what was called so is replaced whole."""
     sync_file(source)
-    os.rename(source, target)
+    syscalls.rename(source, target)
     sync_folder(target.parent)
+
+
+def link_work(file: Path, name: Path) -> None:
+    """A second name, in a step's folder, for a file that is never written again (`sync_folder` is the caller's)."""
+    syscalls.link(file, name)
+
+
+def replace_work(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Makes the file `path` of a step's work, of these parts; what was called so is replaced whole.
+
+    Not forced to the disk: after a power cut either may be there, or a torn one, and whoever reads it has to tell.
+    """
+    with _temporary(path) as temporary:
+        writing = syscalls.create(temporary, 0o644)
+        try:
+            with _naming(path):
+                for part in parts:
+                    _write_all(writing, part)
+        finally:
+            os.close(writing)
+        syscalls.rename(temporary, path)
 
 
 def exchange(mine: Path, theirs: Path) -> None:
@@ -159,16 +252,21 @@ def exchange(mine: Path, theirs: Path) -> None:
     second, never half there. A process killed in that gap leaves `theirs` under a temporary name beside `mine`.
     """
     try:
-        _rename_exchange(mine, theirs)
+        exchange_at_once(mine, theirs)
     except OSError as error:
         if error.errno not in _NO_EXCHANGE:
             raise
         aside = beside(mine)
-        os.rename(theirs, aside)
-        os.rename(mine, theirs)
-        os.rename(aside, mine)
+        syscalls.rename(theirs, aside)
+        syscalls.rename(mine, theirs)
+        syscalls.rename(aside, mine)
     sync_folder(theirs.parent)
     sync_folder(mine.parent)
+
+
+def exchange_at_once(mine: Path, theirs: Path) -> None:
+    """As `exchange`, for those to whom a gap is worse than an OSError (`sync_folder` is the caller's)."""
+    syscalls.exchange(mine, theirs)
 
 
 def remove_tree(path: Path) -> None:
@@ -180,48 +278,10 @@ def remove_tree(path: Path) -> None:
     if not is_folder:
         _unlink(path)
         return
-    for name in _names(path):
-        remove_tree(path / name)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(path)
-
-
-def copy_in(source: Path, target: Path, advance: Callable[[int], None]) -> tuple[str, int]:
-    """Copies a file and hashes it on the way; `advance` is told how many bytes came.
-
-    Returns:
-        SHA-256 and size (bytes) of what was written.
-    """
-    sha, size = hashlib.sha256(), 0
-    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            while chunk := os.read(reading, CHUNK):
-                sha.update(chunk)
-                _write_all(writing, chunk)
-                size += len(chunk)
-                advance(len(chunk))
-        finally:
-            os.close(writing)
-    finally:
-        os.close(reading)
-    return sha.hexdigest(), size
-
-
-def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple[str, int]:
-    """SHA-256 and size (bytes) of a file; `advance` is told how many bytes came."""
-    sha, size = hashlib.sha256(), 0
-    reading = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        while chunk := os.read(reading, CHUNK):
-            sha.update(chunk)
-            size += len(chunk)
-            if advance:
-                advance(len(chunk))
-    finally:
-        os.close(reading)
-    return sha.hexdigest(), size
+    with contextlib.suppress(FileNotFoundError):  # somebody else removes it too
+        for name in _names(path):
+            remove_tree(path / name)
+        syscalls.rmdir(path)
 
 
 def read(path: Path, what: str) -> bytes:
@@ -230,12 +290,25 @@ def read(path: Path, what: str) -> bytes:
         IntegrityError: `what` is missing, or something that is no file is in its place.
     """
     try:
-        return path.read_bytes()
+        return contents(path)
     except PermissionError:  # whose registry it is, not what is in it
         raise
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise IntegrityError(f"the {what} {reason}", where=str(path)) from None
+
+
+def contents(path: Path) -> bytes:
+    """What a file holds. A pipe that somebody put in its place is not waited for.
+
+    Raises:
+        OSError: there is none, or something that is no file.
+    """
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(reading, "rb") as file:
+        if not stat.S_ISREG(os.fstat(reading).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 def sync_file(path: Path) -> None:
@@ -259,43 +332,96 @@ def entries(folder: Path) -> list[str]:
         return []
 
 
-def _write(path: Path, data: bytes) -> None:
-    writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+def _linked(file: Path, path: Path) -> bool:
+    """Whether `path` was free, and is the file too now."""
     try:
-        _write_all(writing, data)
-        os.fsync(writing)
-    finally:
-        os.close(writing)
+        syscalls.link(file, path)
+    except FileExistsError:
+        return False
+    return True
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return contents(path) == data
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+
+
+def _sparing(path: Path, work: Callable[[], Result], size: int = 0) -> Result:
+    """What `work` gives. If the disk is full, the registry's reserve is given up for it, and `work` is done again."""
+    try:
+        return work()
+    except OSError as error:
+        if error.errno not in _FULL or size > _RECORD:
+            raise
+        reserve = next((folder / RESERVE for folder in path.parents if (folder / RESERVE).exists()), None)
+        if reserve is None:
+            raise
+        _unlink(reserve)
+    return work()
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which is gone again if the block fails."""
+    temporary = beside(path)
+    try:
+        yield temporary
+    except BaseException:
+        with contextlib.suppress(OSError):  # what failed first is what is told
+            _unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of calls on descriptors name no file; this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def _written_beside(path: Path, data: bytes) -> Path:
+    """A temporary file beside `path` that holds `data`, durable and read-only."""
+
+    def write() -> Path:
+        with _temporary(path) as temporary:
+            writing = syscalls.create(temporary, 0o444)
+            try:
+                with _naming(temporary):
+                    _write_all(writing, data)
+                    syscalls.sync(writing)
+            finally:
+                os.close(writing)
+        return temporary
+
+    return _sparing(path, write, len(data))
+
+
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        view = view[syscalls.write(descriptor, view) :]
 
 
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
-        os.fsync(descriptor)
+        with _naming(path):
+            syscalls.sync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _unlink(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        syscalls.unlink(path)
 
 
 def _names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
-
-
-def _rename_exchange(mine: Path, theirs: Path) -> None:
-    """renameat2(2) with RENAME_EXCHANGE, which Python has no name for."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not sys.platform.startswith("linux") or not hasattr(libc, "renameat2"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if libc.renameat2(_AT_FDCWD, os.fsencode(mine), _AT_FDCWD, os.fsencode(theirs), _RENAME_EXCHANGE) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(theirs))

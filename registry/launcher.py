@@ -81,7 +81,7 @@ def _preflight(project: Path, path: Path, recipe: Recipe) -> None:
             if step.prune is not None:
                 mix = read_mix(project / step.prune.mix)
                 for dataset in mix.datasets:
-                    if not (project / dataset.path).is_file():
+                    if dataset.path is not None and not (project / dataset.path).is_file():
                         raise UsageError("there is no such dataset", where=f"{step.prune.mix}: {dataset.path}")
             if step.evaluate is not None:
                 for pack in step.evaluate.packs:
@@ -114,7 +114,9 @@ def _run(root: Path, project: Path, path: Path, recipe: Recipe, replace: bool) -
 
 def _gate(root: Path, project: Path, gate: Gate, name: str) -> tuple[int, str]:
     try:
-        verdict = judging.judge(Store.open(root), name, policy_file=project / gate.policy, baseline=gate.baseline)
+        verdict = judging.judge(
+            Store.open(root), name, policy=judging.read_policy(project / gate.policy), baseline=gate.baseline
+        )
     except SluiceError as error:
         output.hint(f"error: {error}")
         return error.exit_code, error.what

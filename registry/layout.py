@@ -16,13 +16,19 @@ _FOLDERS = (
     "candidates",
     "evidence",
     "verdicts",
+    "retractions",
+    "waivers",
     "channels",
     "generations",
     "log",
     "staging",
+    "trash",
     "leases",
     "locks",
 )
+
+RECORDS = ("evidence", "verdicts", "retractions", "waivers")
+"""The folders of what is recorded about candidates, by manifest. It comes and goes with the manifest."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -55,6 +61,11 @@ class Layout:
         return self.root / "staging"
 
     @property
+    def trash(self) -> Path:
+        """What gc takes away lies here for a moment, before it is removed or put back."""
+        return self.root / "trash"
+
+    @property
     def locks(self) -> Path:
         return self.root / "locks"
 
@@ -80,6 +91,16 @@ class Layout:
 
     def verdicts(self, manifest: str) -> Path:
         return self.root / "verdicts" / checked_digest(manifest)
+
+    def retractions(self, manifest: str) -> Path:
+        return self.root / "retractions" / checked_digest(manifest)
+
+    def waivers(self, manifest: str) -> Path:
+        return self.root / "waivers" / checked_digest(manifest)
+
+    def records(self, manifest: str) -> dict[str, Path]:
+        """The folders of everything that is recorded about a candidate, by kind."""
+        return {kind: self.root / kind / checked_digest(manifest) for kind in RECORDS}
 
     def channel(self, name: str) -> Path:
         return self.channels / checked_name(name)

@@ -1,8 +1,9 @@
 """Who did what and when: a chain of small files, one for each change, never rewritten.
 
-Entry n+1 holds the digest of entry n, so that a changed or missing entry breaks the chain. An entry is created
-exclusively and complete; of two writers at once one takes the number and the other the next. (That the newest entries
-were removed cannot be seen from the chain alone.)
+Entry n+1 holds the digest of entry n, so that a changed or missing entry breaks the chain, and each holds a seal over
+itself, so that damage to the newest shows too, before another entry follows from it. An entry is created exclusively
+and complete; of two writers at once one takes the number and the other the next. (That the newest entries were removed
+cannot be seen from the log alone; `registry.channels` sees it of promotions.)
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -24,6 +25,8 @@ from gates.errors import IntegrityError
 from gates.records import Digest, Record
 from registry import fs
 from registry.layout import numbered
+
+_RESTORE = "restore this file from a backup; entries are never rewritten"
 
 _NUMBERED = re.compile(r"(\d{8})\.json")
 
@@ -37,6 +40,30 @@ class Entry(Record):
     user: str
     host: str
     event: str
+    seal: Digest | None = None
+    """The digest of the entry without this field. Entries of the first Sluices have none."""
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str | None = None) -> Self:
+        """
+        Raises:
+            IntegrityError: also if the entry is not what its seal says.
+        """
+        entry = super().from_bytes(data, where=where)
+        if entry.seal is not None:
+            whole = entry._digest_without("seal") == entry.seal
+        else:  # one flipped bit in the seal's name must not make the entry one without a seal
+            whole = all(value != entry._digest_without(name) for name, value in entry.about.items())
+        if not whole:
+            raise IntegrityError("this log entry was changed", where=where, remedy=_RESTORE)
+        return entry
+
+    def sealed(self) -> Entry:
+        return self.model_copy(update={"seal": self._digest_without("seal")})
+
+    def _digest_without(self, field: str) -> str:
+        kept = self.model_dump(mode="json", exclude_unset=True, exclude={field})
+        return canonical.digest(canonical.dumps(kept))
 
     @property
     def about(self) -> dict[str, Any]:
@@ -81,13 +108,18 @@ class Log:
         for number in numbers(self.folder):
             yield self._read(number)[0]
 
+    def last_time(self) -> str | None:
+        """When the newest entry was written (UTC); None of an empty log."""
+        last = self._last()
+        return self._read(last)[0].time if last else None
+
     def verify(self) -> int:
         """Reads the whole chain and gives the number of entries.
 
         Raises:
             IntegrityError: the first entry that is missing, changed or out of place.
         """
-        previous, expected = None, 1
+        previous, expected, sealed = None, 1, False
         for number in numbers(self.folder):
             if number != expected:
                 raise self._broken(expected, "it is missing")
@@ -96,15 +128,17 @@ class Log:
                 raise self._broken(number, f"it says that it is number {entry.seq}")
             if entry.previous != previous:
                 raise self._broken(number, "it does not follow from the entry before, or that one was changed")
-            previous, expected = canonical.digest(data), number + 1
+            if sealed and entry.seal is None:
+                raise self._broken(number, "it has no seal, though one before it has")
+            previous, expected, sealed = canonical.digest(data), number + 1, entry.seal is not None
         return expected - 1
 
     def _append_after(self, last: int, event: str, about: dict[str, Any]) -> int | None:
         """The number of the new entry, or None if somebody else took it."""
-        previous = canonical.digest(self._bytes(last)) if last else None
+        previous = canonical.digest(self._read(last)[1]) if last else None
         entry = Entry.model_validate(about | signature() | {"seq": last + 1, "previous": previous, "event": event})
         try:
-            fs.write_new(self._path(entry.seq), entry.to_bytes())
+            fs.write_new(self._path(entry.seq), entry.sealed().to_bytes())
         except FileExistsError:
             return None
         return entry.seq
@@ -130,9 +164,12 @@ class Log:
 
     def _bytes(self, number: int) -> bytes:
         try:
-            return self._path(number).read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
-            raise self._broken(number, "it is missing") from None
+            return fs.contents(self._path(number))
+        except PermissionError:  # whose registry it is, not what is in it
+            raise
+        except OSError as error:
+            reason = "it is missing" if isinstance(error, FileNotFoundError) else f"cannot read it: {error.strerror}"
+            raise self._broken(number, reason) from None
 
     def _path(self, number: int) -> Path:
         return self.folder / numbered(number)
@@ -141,7 +178,7 @@ class Log:
         return IntegrityError(
             f"the log is broken at entry {number}: {reason}",
             where=str(self._path(number)),
-            remedy="restore this file from a backup; entries are never rewritten",
+            remedy=_RESTORE,
         )
 
 

@@ -14,7 +14,7 @@ from gates.records import Digest, Name, Record
 
 FORMAT: Literal[1] = 1
 
-Op = Literal["add", "prune", "quantize"]
+Op = Literal["add", "derive", "prune", "quantize"]
 
 
 class File(Record):
@@ -37,6 +37,8 @@ class MixUse(Record):
     name: Name
     rows: Digest
     datasets: tuple[Taken, ...]
+    definition: Digest | None = None
+    """What the rows followed from, where that is not at hand: the mix's text, and the digests of its local files."""
 
 
 class Shape(Record):

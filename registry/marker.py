@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from gates.errors import UsageError
+from gates.errors import IntegrityError, UsageError
 from gates.records import Record
 from registry import fs
 from registry.layout import FORMAT, Layout
@@ -40,7 +40,7 @@ def check(layout: Layout) -> None:
         IntegrityError: the marker is damaged.
     """
     try:
-        data = layout.marker.read_bytes()
+        data = fs.contents(layout.marker)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             "there is no registry here", where=str(layout.root), remedy=f"registry init --root {layout.root}"
@@ -48,6 +48,8 @@ def check(layout: Layout) -> None:
     stated = Format.from_bytes(data, where=str(layout.marker))
     if stated.kind != KIND:
         raise UsageError(f"format.json marks a {stated.kind!r}, not a {KIND}", where=str(layout.marker))
+    if stated.format < 1:
+        raise IntegrityError(f"format.json states the format {stated.format}", where=str(layout.marker))
     if stated.format > FORMAT:
         raise UsageError(
             f"this registry has format {stated.format}; this Sluice knows formats up to {FORMAT}",

@@ -2,57 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gates import verdicts
+from gates.errors import IntegrityError, UsageError
 from gates.evidence import pools
 from gates.records import Evidence, Verdict
-from registry import channels, lineage, output
+from registry import channels, history, lineage, output, retractions, waivers
+from registry.manifests import Manifest
 from registry.store import Candidate, Store
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One candidate. `scores` are 0-100 by pack, one number for each set of conditions that it was taken under."""
+    """One candidate. `scores` are 0-100 by pack, one number for each set of conditions that it was taken under.
+
+    Of one that is damaged, which `damage` says, nothing is known but its name and the channels that serve it.
+    """
 
     name: str
-    digest: str
-    op: str
-    mix: str | None
-    compression: str | None
-    experts: int
-    quantization: str | None
-    scores: Mapping[str, tuple[float, ...]]
-    verdict: str | None
-    size: int
     channels: tuple[str, ...]
+    digest: str | None = None
+    op: str | None = None
+    mix: str | None = None
+    compression: str | None = None
+    experts: int | None = None
+    quantization: str | None = None
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    verdict: str | None = None
+    size: int | None = None
+    damage: str | None = None
 
 
 def lines(store: Store) -> list[Line]:
-    """Every candidate: a model before what was made from it, names in order."""
-    served = channels.served(store)
-    candidates = [store.candidate(name) for name in store.names()]
-    depth = {candidate.name: sum(1 for _ in lineage.ancestry(store, candidate.digest)) for candidate in candidates}
-    ordered = sorted(candidates, key=lambda candidate: (depth[candidate.name] > 1, candidate.name))
-    return [_line(store, candidate, served) for candidate in ordered]
+    """Every candidate: a model before what was made from it, names in order. Damage is said of the one that has it."""
+    served = _served(store)
+    found: list[tuple[bool, Line]] = []
+    known: dict[str, Manifest] = {}
+    for name in store.names():
+        by = tuple(channel for channel, candidate in served.items() if candidate == name)
+        try:
+            candidate = store.candidate(name)
+            made_from = candidate.manifest.inputs.parent is not None
+            found.append((made_from, _line(store, candidate, by, known)))
+        except (IntegrityError, UsageError) as error:
+            if os.path.lexists(store.layout.candidate(name)):  # otherwise it was removed at this moment
+                found.append((True, Line(name=name, channels=by, damage=error.what)))
+    return [line for _, line in sorted(found, key=lambda each: (each[0], each[1].name))]
 
 
-def _line(store: Store, candidate: Candidate, served: Mapping[str, str]) -> Line:
-    mix, compression = lineage.pruned_with(store, candidate)
+def _served(store: Store) -> dict[str, str]:
+    """What each channel serves, without those that are damaged: opening the registry has said so."""
+    found = {}
+    for channel in channels.names(store):
+        with contextlib.suppress(IntegrityError):
+            if (generation := channels.current(store, channel)) is not None:
+                found[channel] = generation.candidate
+    return found
+
+
+def _line(store: Store, candidate: Candidate, served_by: tuple[str, ...], known: dict[str, Manifest]) -> Line:
+    known[candidate.digest] = candidate.manifest
+    mix, compression = history.pruned_with(lineage.chain(store, candidate, known))
     shape = candidate.manifest.shape
     return Line(
         name=candidate.name,
+        channels=served_by,
         digest=candidate.digest,
         op=candidate.manifest.inputs.op,
         mix=mix,
         compression=compression,
         experts=shape.experts,
         quantization=shape.quantization,
-        scores=scores(store.evidence(candidate.digest)),
+        scores=scores(retractions.standing(store, candidate.digest)),
         verdict=standing(store, candidate),
         size=candidate.manifest.size,
-        channels=tuple(channel for channel, name in served.items() if name == candidate.name),
     )
 
 
@@ -71,7 +98,7 @@ def standing(store: Store, candidate: Candidate) -> str | None:
     'stale' if there were verdicts and none does.
     """
     recorded = store.verdicts(candidate.digest)
-    current = [verdict for verdict in recorded.values() if _rests_on_all(store, verdict)]
+    current = [verdict for verdict in recorded.values() if rests_on_all(store, verdict)]
     if not current:
         return "stale" if recorded else None
     policies = sorted({verdict.policy for verdict in current})
@@ -79,11 +106,18 @@ def standing(store: Store, candidate: Candidate) -> str | None:
     return ", ".join(dict.fromkeys(verdict.verdict for verdict in by_policy if verdict))
 
 
-def _rests_on_all(store: Store, verdict: Verdict) -> bool:
-    def agrees(digest: str | None, used: tuple[str, ...]) -> bool:
-        return set(used) == (set(store.evidence_digests(digest)) if digest else set())
+def rests_on_all(store: Store, verdict: Verdict) -> bool:
+    """Whether the evidence is still what it was, and whatever was waived still is."""
 
-    return agrees(verdict.candidate, verdict.evidence) and agrees(verdict.baseline, verdict.baseline_evidence)
+    def agrees(digest: str | None, used: tuple[str, ...]) -> bool:
+        return set(used) == (retractions.standing_digests(store, digest) if digest else set())
+
+    if not (agrees(verdict.candidate, verdict.evidence) and agrees(verdict.baseline, verdict.baseline_evidence)):
+        return False
+    if not verdict.waivers:
+        return True
+    holding = {each.identity() for each in waivers.of(store, verdict.candidate) if each.expires >= waivers.today(store)}
+    return holding.issuperset(verdict.waivers)
 
 
 def render(found: list[Line]) -> str:
@@ -104,14 +138,29 @@ def scores_text(scores: Sequence[float]) -> str:
     return " / ".join(f"{score:.1f}" for score in scores) or "-"
 
 
+def evidence_cells(digest: str, each: Evidence, retraction: retractions.Retraction | None) -> tuple[str, ...]:
+    """One evidence as a line of a table."""
+    overall, conditions = each.totals.overall, each.conditions
+    return (
+        digest[:12],
+        each.pack,
+        f"{100 * overall.points / overall.of:.1f}" if overall.of else "-",
+        str(overall.items),
+        str(each.repeats),
+        str(each.totals.missing),
+        " ".join(filter(None, (conditions.engine, conditions.engine_version))),
+        f"retracted: {retraction.reason}" if retraction else "",
+    )
+
+
 def _cells(line: Line, packs: list[str]) -> list[str]:
     return [
         line.name,
         line.mix or "-",
         line.compression or "-",
-        f"{line.experts}" + (f" {line.quantization}" if line.quantization else ""),
+        " ".join(filter(None, (str(line.experts or "-"), line.quantization))),
         *(scores_text(line.scores.get(pack, ())) for pack in packs),
-        line.verdict or "-",
-        output.size(line.size),
+        "damaged" if line.damage else line.verdict or "-",
+        "-" if line.size is None else output.size(line.size),
         "".join(f"← {channel}" for channel in line.channels),
     ]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Bar(Protocol):
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """`amount` more of the total is done; `note` is worth a word beside the bar."""
+        """`amount` more of the total is done, by whichever thread; `note` is worth a word beside the bar."""
 
 
 @contextmanager
@@ -37,13 +38,24 @@ def progress(what: str, *, total: float, unit: str) -> Iterator[Bar]:
 @contextmanager
 def _bar(what: str, total: float, unit: str) -> Iterator[Bar]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    amount = DownloadColumn(binary_units=True) if unit == "B" else MofNCompleteColumn()
+    columns: list[ProgressColumn] = [DownloadColumn(binary_units=True), TransferSpeedColumn()]
+    if unit != "B":
+        columns = [MofNCompleteColumn()]
     note = TextColumn("{task.fields[note]}")
     console = Console(stderr=True)
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn(), note, console=console
+        TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(), note, console=console
     ) as rich:
         task = rich.add_task(what, total=total, note="" if unit == "B" else unit)
 
@@ -57,26 +69,32 @@ def _bar(what: str, total: float, unit: str) -> Iterator[Bar]:
 
 
 class _Lines:
-    """A line a second at first, then ever fewer, and always the last one."""
+    """A line a second at first, then ever fewer, and always the last one. Rates are per second since the beginning."""
 
     def __init__(self, what: str, total: float, unit: str) -> None:
-        self._state = {"what": what, "unit": unit, "total": total}
+        self._state: dict[str, Any] = {"what": what, "unit": unit, "total": total}
         self._done = 0.0
         self._note = ""
         self._begun = self._written = time.monotonic()
+        self._lock = threading.Lock()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        self._done += amount
-        self._note = note or self._note
-        now = time.monotonic()
-        if now - self._written >= max(1, (now - self._begun) / 4):
-            self._write()
+        with self._lock:
+            self._done += amount
+            self._note = note or self._note
+            now = time.monotonic()
+            if now - self._written >= max(1, (now - self._begun) / 4):
+                self._write()
 
     def last(self) -> None:
         self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        line = self._state | {"done": self._done, "seconds": round(self._written - self._begun, 1)}
+        seconds = self._written - self._begun
+        line = self._state | {"done": self._done, "seconds": round(seconds, 1)}
+        if seconds and 0 < self._done < self._state["total"]:
+            rate = self._done / seconds
+            line |= {"rate": round(rate, 1), "left": round((self._state["total"] - self._done) / rate, 1)}
         sys.stderr.write(json.dumps(line | ({"note": self._note} if self._note else {})) + "\n")
         sys.stderr.flush()

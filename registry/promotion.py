@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gates import canonical
 from gates.errors import IntegrityError, UsageError
+from gates.policy import Policy
 from gates.records import Verdict
-from registry import commits
-from registry.channels import FORMAT, Generation, create, current, generations, names, repair, served, settle
+from registry import channels, commits
+from registry.channels import FORMAT, Generation, create, current, generations, names, newest, repair, served, settle
 from registry.layout import checked_name
 from registry.log import signature
 
@@ -33,14 +33,14 @@ def promote(
     name: str,
     *,
     channel: str = "best",
-    policy: tuple[str, bytes] | None = None,
+    policy: Policy | None = None,
     override: bool = False,
     reason: str | None = None,
 ) -> Generation:
     """Makes `channel` serve the candidate `name`. One that it serves already, on the same verdict, is found promoted.
 
     Args:
-        policy: name and text of the policy, where the channel has none yet or is to have another.
+        policy: where the channel has none yet, or is to have another.
         override: promote without a Pass. Needs `reason`.
 
     Raises:
@@ -54,9 +54,9 @@ def promote(
     with _unchanging(store, candidate):
         commits.write_log(store, candidate.name)
         while True:
-            before = current(store, channel)
+            before = _before(store, request)
             generation = _following(store, candidate, before, request)
-            if before is not None and _same(before, generation):
+            if before is not None and before == current(store, channel) and _same(before, generation):
                 generation = before
                 break
             if create(store, generation):
@@ -78,7 +78,7 @@ def rollback(store: Store, *, channel: str = "best", to: int | None = None) -> G
     """
     checked_name(channel)
     while True:
-        before = current(store, channel)
+        before = newest(store, channel)
         if before is None:
             remedy = f"there is {', '.join(names(store))}" if names(store) else "registry promote NAME makes the first"
             raise UsageError(f"there is no channel {channel!r}", remedy=remedy)
@@ -111,7 +111,7 @@ def rollback(store: Store, *, channel: str = "best", to: int | None = None) -> G
 @dataclass(frozen=True, slots=True)
 class _Request:
     channel: str
-    policy: tuple[str, bytes] | None
+    policy: Policy | None
     override: bool
     reason: str | None
 
@@ -150,6 +150,16 @@ def _unchanging(store: Store, candidate: Candidate) -> Iterator[None]:
         yield
 
 
+def _before(store: Store, request: _Request) -> Generation | None:
+    """The generation that the next follows. One that is lost is passed over by an override alone, as the log has it."""
+    try:
+        return newest(store, request.channel)
+    except IntegrityError:
+        if not (request.override and request.reason):
+            raise
+        return channels.last_logged(store, request.channel)
+
+
 def _following(store: Store, candidate: Candidate, before: Generation | None, request: _Request) -> Generation:
     """The generation after `before` that serves `candidate`, if the rules allow it."""
     from registry import judging
@@ -160,7 +170,7 @@ def _following(store: Store, candidate: Candidate, before: Generation | None, re
     if not passed:
         _refuse_unless_overridden(candidate.name, verdict, policy_name, request)
     if request.policy is not None:
-        store.put(request.policy[1])
+        store.put(request.policy.to_bytes())
     return Generation(
         format=FORMAT,
         number=before.number + 1 if before else 1,
@@ -186,7 +196,7 @@ def _policy(candidate: Candidate, before: Generation | None, request: _Request) 
                 remedy=f"registry promote {candidate.name} --channel {request.channel} --policy FILE binds it to one",
             )
         return before.policy_name, before.policy
-    name, policy = request.policy[0], canonical.digest(request.policy[1])
+    name, policy = request.policy.name, request.policy.identity()
     if before is not None and policy != before.policy and not request.reason:
         raise UsageError(
             f"the channel {request.channel} is bound to the policy {before.policy_name} ({before.policy[:12]})",

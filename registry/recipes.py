@@ -13,18 +13,22 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from gates.errors import UsageError
 from gates.records import Name
 from gates.strict_yaml import Strict, parse
+from registry.sizes import parse_size
 
-Criterion = Literal["reap", "random"]
+Criterion = Literal["reap", "frequency", "soft_counting", "activation_norm", "random"]
+"""What an expert is scored by; stages/prune/criteria.py has the formulas."""
 
 Whole = Annotated[int, Field(strict=True)]
 """A whole number, and neither `true` nor a text that looks like one."""
 Exact = Annotated[Decimal, Field(decimal_places=12)]
 """A decimal that is kept as it is written."""
+Size = Annotated[int, Field(ge=1), BeforeValidator(parse_size)]
+"""Bytes, written with a unit."""
 
 
 class Prune(Strict):
@@ -36,12 +40,31 @@ class Prune(Strict):
     renormalize_router: bool | None = None
     """Whether the score uses router weights renormalised over the chosen top-k; None does as the model does. It changes
     the score alone, never the forward pass."""
+    mtp: Literal["prune", "drop"] = "prune"
+    """What becomes of the multi-token-prediction layers, where the checkpoint has them: pruned by their own scores, or
+    left out."""
+    stacked: bool = False
+    """Whether a candidate that is pruned already may be pruned again."""
     sequence_length: Annotated[Whole, Field(ge=8)] = 2048
+    packing: bool = False
+    """Whether whole rows share a sequence, as many as fit; each then sees those before it."""
     seed: Annotated[Whole, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _renormalize_what_is_used(self) -> Self:
+        if self.renormalize_router is not None and self.criterion not in ("reap", "soft_counting"):
+            raise ValueError(f"renormalize_router: {self.criterion} does not look at the router's weights")
+        return self
 
 
 class Quantize(Strict):
+    """Write the weights in fewer bits."""
+
     format: Literal["fp8-block"] = "fp8-block"
+    shard_size: Size = 4 * 1024**3
+    """Of the files that hold the tensors: 4 GiB, 500 MiB, 5 GB."""
+    card: Size | None = None
+    """The memory of the card that the model is for: what is larger is refused before it is written."""
 
 
 class Evaluate(Strict):
@@ -132,10 +155,39 @@ class Recipe(Strict):
 
 
 class Dataset(Strict):
-    """So many rows of one dataset: a JSONL file of chats, its path relative to the project's folder."""
+    """So many rows of one dataset: a local file, or a dataset of the Hub.
 
-    path: str
+    `hub: null` stands where the id is not known for sure; such a mix is read, and refused when its rows are wanted.
+    """
+
+    path: str | None = None
+    """A JSONL or Parquet file, relative to the project's folder."""
+    hub: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")] | None = None
+    """The id on the Hugging Face Hub: org/name."""
+    revision: str | None = None
+    """A commit, a branch or a tag there; None is its main branch."""
+    config: str | None = None
+    """Which of a dataset's configurations, where there are several."""
+    split: str = "train"
+    gated: bool = False
+    """Whether its publisher asks for an account that has accepted terms."""
+    adapter: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "chat"
+    """What turns its rows into chats: a module of stages/common/calibration/adapters."""
     count: Annotated[Whole, Field(ge=1)]
+    pool: Annotated[Whole, Field(ge=1)] | None = None
+    """Rows are drawn from the first so many alone: for what is too large to be read to the end."""
+    skip: tuple[Annotated[Whole, Field(ge=1)], ...] = ()
+    """Rows to leave out, by number: single ones that are broken where they were published."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is not None) + ("hub" in self.model_fields_set) != 1:
+            raise ValueError("a dataset is either path: FILE or hub: ORG/NAME (null, if the id is not known)")
+        if self.path is not None and (stray := self.model_fields_set & {"revision", "config", "split", "gated"}):
+            raise ValueError(f"{', '.join(sorted(stray))}: a local file has none")
+        if self.pool is not None and self.pool < self.count:
+            raise ValueError(f"pool: {self.count} rows cannot be drawn from {self.pool}")
+        return self
 
 
 class Mix(Strict):
@@ -166,18 +218,30 @@ def read_text(path: Path, kind: str) -> str:
         ) from None
 
 
-def experts_kept(experts: int, compression: Decimal, *, top_k: int, groups: int = 1) -> int:
+def experts_kept(
+    experts: int, compression: Decimal, *, top_k: int, groups: int = 1, groups_used: int | None = None
+) -> int:
     """How many of `experts` stay: ceil(E·(1 - c)), exactly, up to a multiple of `groups`.
 
+    Args:
+        groups: n_group, the equal groups that a router chooses from first.
+        groups_used: topk_group, how many of them a token's experts come from; None is all.
+
     Raises:
-        UsageError: nothing would be removed, or fewer than `top_k` would stay.
+        UsageError: nothing would be removed, or fewer would stay than the router needs for `top_k`.
     """
     kept = ceil(experts * (1 - Fraction(compression)))
     kept = -(-kept // groups) * groups
-    if kept < top_k:
+    least = _least_experts(top_k, groups, groups_used or groups)
+    if kept < least:
+        needs = f"each token is routed to {top_k}"
+        if groups > 1:
+            needs += f" from {groups_used or groups} of {groups} groups, which takes {least}"
         raise UsageError(
-            f"compression {compression} leaves {kept} of {experts} experts, but each token is routed to {top_k}",
-            remedy=f"choose at most {largest_compression(experts, top_k, groups)}",
+            f"compression {compression} leaves {kept} of {experts} experts, but {needs}",
+            remedy=f"choose at most {_rounded_up(Fraction(experts - least, experts))}"
+            if least < experts
+            else "this model has no expert to spare",
         )
     if kept >= experts:
         raise UsageError(
@@ -187,9 +251,10 @@ def experts_kept(experts: int, compression: Decimal, *, top_k: int, groups: int 
     return kept
 
 
-def largest_compression(experts: int, top_k: int, groups: int) -> str:
-    least = -(-top_k // groups) * groups
-    return _rounded_up(Fraction(experts - least, experts))
+def _least_experts(top_k: int, groups: int, groups_used: int) -> int:
+    """A group is ranked by its best two experts (DeepSeek-V3), so two stay in each where there are groups."""
+    in_each = -(-top_k // groups_used)
+    return groups * max(in_each, 2) if groups > 1 else in_each
 
 
 def _rounded_up(compression: Fraction) -> str:

@@ -44,6 +44,7 @@ def retract(store: Store, evidence: str, reason: str) -> Retraction:
     wanted = Retraction(
         format=FORMAT, candidate=manifest, evidence=digest, reason=reason.strip(), by=signature()["user"]
     )
+    fs.renew(store.layout.manifest(manifest))  # gc spares what was renewed a moment ago
     folder = store.layout.retractions(manifest)
     fs.make_folders(folder)
     try:

@@ -8,6 +8,7 @@ which finds what is made already.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -19,10 +20,12 @@ from typing import Any, TypeVar
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, UsageError
 from gates.records import Evidence, Record, Verdict
-from registry import adding, channels, commits, fs, marker, ownership
+from registry import channels, commits, fs, marker, output, ownership, trash
 from registry.layout import Layout, checked_name, is_name
 from registry.log import Log
 from registry.manifests import Inputs, Manifest
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
 
 _MANIFEST_LINK = re.compile(r"\.\./\.\./manifests/([0-9a-f]{64})\.json")
 
@@ -73,7 +76,7 @@ class Store:
 
     @classmethod
     def open(cls, root: Path) -> Store:
-        """The registry in `root`; a promotion that was interrupted is finished first.
+        """The registry in `root`; a promotion or a gc that was interrupted is finished first.
 
         Raises:
             UsageError: there is none, or a newer Sluice made it.
@@ -83,7 +86,9 @@ class Store:
         marker.check(layout)
         for folder in layout.folders():
             fs.make_folders(folder)  # copying tools leave empty folders out
+        fs.keep_reserve(layout.root)
         store = cls(layout)
+        trash.recover(store)
         channels.repair(store)
         return store
 
@@ -123,7 +128,7 @@ class Store:
         """
         folder = self.layout.candidate(name)
         if not os.path.lexists(folder):
-            generation = channels.current(self, name)
+            generation = channels.newest(self, name)
             if generation is None:
                 raise self._unknown(name)
             name = generation.candidate
@@ -174,7 +179,9 @@ class Store:
         """
         folder = self.layout.step(inputs_digest)
         with self.locked(f"step-{inputs_digest}", wait=0, busy="another process works on the same step"):
-            fs.make_folders(folder)
+            fs.make_lock(lock := self.layout.lock(f"step-{inputs_digest}"))
+            fs.renew(lock)  # when it began: gc spares what came since
+            commits.claim(folder)
             fs.unshare(folder)
             yield folder
 
@@ -192,9 +199,11 @@ class Store:
         """Makes the files below `model` the candidate `name`, without copying them. See `registry.commits.commit`."""
         return commits.commit(self, name, inputs, model, attachments=attachments, replace=replace)
 
-    def add(self, name: str, source: Path, *, replace: bool = False) -> Candidate:
-        """Copies the checkpoint in `source` to a new candidate. See `registry.adding.add`."""
-        return adding.add(self, name, source, replace=replace)
+    def add(self, name: str, source: Path | str, *, move: bool = False, replace: bool = False) -> Candidate:
+        """Takes the model in `source` (a folder, hf://…) in as a candidate. See `registry.adding.add`."""
+        from registry import adding  # here, for it needs what no command that reads does
+
+        return adding.add(self, name, source, move=move, replace=replace)
 
     def add_evidence(self, evidence: Evidence, *, rows: bytes, responses: bytes, timings: dict[str, Any]) -> str:
         """Records `evidence`, with its rows and raw responses, and gives its digest.
@@ -207,6 +216,7 @@ class Store:
             IntegrityError: rows or responses are not those that the evidence names, or its candidate is missing.
         """
         self.manifest(evidence.candidate)
+        fs.renew(self.layout.manifest(evidence.candidate))
         for what, stated, data in (("rows", evidence.rows, rows), ("responses", evidence.responses, responses)):
             given = canonical.digest(data) if data or stated is not None else None
             if stated != given:
@@ -237,6 +247,7 @@ class Store:
             IntegrityError: its candidate is missing.
         """
         self.manifest(verdict.candidate)
+        fs.renew(self.layout.manifest(verdict.candidate))
         return self._record(self.layout.verdicts(verdict.candidate), verdict)
 
     def verdicts(self, manifest_digest: str) -> dict[str, Verdict]:
@@ -255,13 +266,17 @@ class Store:
         """
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.layout.lock(key))
+        path = self.layout.lock(key)
+        fs.make_lock(path)
+        lock = FileLock(path, fallback_to_soft=False)  # a file that stands for a lock would outlive who is killed
         try:
             lock.acquire(timeout=wait)
         except Timeout:
-            raise BusyError(
-                busy, where=str(self.layout.lock(key)), remedy="wait for it, or end it; then run this again"
-            ) from None
+            raise BusyError(busy, where=str(path), remedy="wait for it, or end it; then run this again") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            output.hint(f"this file system has no locks ({error.strerror}): let only one process work on {key}")
         try:
             yield
         finally:

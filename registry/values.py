@@ -1,46 +1,53 @@
-"""Look at the numbers of a tensor without a tensor library: is there a NaN or an infinity among them?
+"""Look at the numbers of a tensor: is there a NaN or an infinity among them?
 
-No weight is either, and a model with one answers nonsense from then on. Numbers are little-endian, so the byte that
-tells comes last; slices and searches of bytes run at the speed of memory, where unpacking in Python would take hours.
+No weight is either, and a model with one answers nonsense from then on. numpy looks at billions of them in a second and
+lets other threads work meanwhile.
 """
 
 from __future__ import annotations
 
-import struct
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy
+
+_EXPONENTS = {
+    "F8_E4M3": ("i1", 0x7F),  # no infinity; NaN is all ones behind the sign
+    "F8_E5M2": ("i1", 0x7C),
+    "F16": ("<i2", 0x7C00),
+    "BF16": ("<i2", 0x7F80),
+    "F32": ("<i4", 0x7F80_0000),
+    "F64": ("<i8", 0x7FF0_0000_0000_0000),
+}
+"""A dtype's numbers as whole numbers, and from which on they stand for no finite number, the sign left aside."""
 
 
-def holds_no_number(dtype: str, data: bytes) -> bool:
+def holds_no_number(dtype: str, data: bytes | memoryview) -> bool:
     """Whether one of the numbers in `data` is NaN or infinite. Whole numbers never are.
 
     Args:
         dtype: as safetensors calls it, such as BF16.
+        data: little-endian; the part of a number at its end is passed over.
     """
-    if dtype == "F8_E4M3":  # no infinity; NaN is all ones behind the sign
-        return b"\x7f" in data or b"\xff" in data
-    if dtype == "F8_E5M2":  # exponent all ones: 0x7c to 0x7f, with either sign
-        return _any(data, 0x7C, 0x80)
-    if dtype == "F16":
-        return _any(data[1::2], 0x7C, 0x80)
-    if dtype == "BF16":
-        return _exponent_full(data[1::2], data[0::2], 0x80)
-    if dtype == "F32":
-        return _exponent_full(data[3::4], data[2::4], 0x80)
-    if dtype == "F64":
-        return _exponent_full(data[7::8], data[6::8], 0xF0)
-    return False
-
-
-def all_positive(data: bytes) -> bool:
-    """Whether every F32 in `data` is above 0 and finite, as a scale must be."""
-    return all(0 < value < float("inf") for (value,) in struct.iter_unpack("<f", data))
-
-
-def _any(data: bytes, begin: int, end: int) -> bool:
-    return any(bytes([byte | sign]) in data for byte in range(begin, end) for sign in (0, 0x80))
-
-
-def _exponent_full(high: bytes, low: bytes, mask: int) -> bool:
-    """`high` holds signs and the first 7 bits of exponents, `low` the rest of them in the bits of `mask`."""
-    if b"\x7f" not in high and b"\xff" not in high:
+    if dtype not in _EXPONENTS:
         return False
-    return any(first & 0x7F == 0x7F and second & mask == mask for first, second in zip(high, low, strict=True))
+    whole, least = _EXPONENTS[dtype]
+    bits = _numbers(data, whole)
+    if not bits.size:
+        return False
+    # read without a sign, those with one are above all others: two maxima look at both, and need no memory
+    sign = 1 << (8 * bits.itemsize - 1)
+    return int(bits.max()) >= least or int(bits.view(whole.replace("i", "u")).max()) >= least + sign
+
+
+def all_positive(data: bytes | memoryview) -> bool:
+    """Whether every F32 in `data` is above 0 and finite, as a scale must be."""
+    values = _numbers(data, "<f4")
+    return bool(((values > 0) & (values < float("inf"))).all())
+
+
+def _numbers(data: bytes | memoryview, dtype: str) -> numpy.ndarray[Any, Any]:
+    import numpy
+
+    size = numpy.dtype(dtype).itemsize
+    return numpy.frombuffer(data, dtype, count=len(data) // size)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,12 +17,13 @@ from typing import TypeVar
 from gates.canonical import digest as digest_of
 from gates.errors import IntegrityError, SluiceError
 from gates.records import Evidence, Verdict
-from registry import fs, lineage
+from registry import bulk, fs, lineage
+from registry.bulk import Advance
 from registry.checkpoint import examine
-from registry.completeness import Problem, is_scale
+from registry.facts import Problem, is_scale
 from registry.layout import Layout
 from registry.manifests import File, Manifest
-from registry.progress import progress
+from registry.parallel import each_file
 from registry.store import Store, read_record
 from registry.tensors import Tensor, read_header
 from registry.values import all_positive, holds_no_number
@@ -34,7 +33,6 @@ __all__ = ["Problem", "verify", "verify_records"]
 AnyResult = TypeVar("AnyResult")
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_WORKERS = min(4, os.cpu_count() or 1)
 
 
 def verify(store: Store, name: str, *, full: bool) -> list[Problem]:
@@ -157,7 +155,7 @@ def _manifest(layout: Layout, candidate: str) -> tuple[Manifest | None, list[Pro
     path = link.parent / target
     where = f"manifests/{target.name}"
     try:
-        data = path.read_bytes()
+        data = fs.contents(path)
         manifest = Manifest.from_bytes(data, where=where)
     except OSError as error:
         return None, [Problem(where, f"the manifest cannot be read: {error.strerror}")]
@@ -236,23 +234,17 @@ def _structure(layout: Layout, candidate: str, manifest: Manifest | None) -> lis
 
 def _bytes(layout: Layout, candidate: str, digests: dict[Path, str]) -> list[Problem]:
     """Every byte against its digest, and every number, files side by side."""
-    readable = {path: digest for path, digest in sorted(digests.items()) if layout.blob(digest).is_file()}
-    total = sum(layout.blob(digest).stat().st_size for digest in readable.values())
-    lock = threading.Lock()
-    with progress(f"verify {candidate}", total=total, unit="B") as bar, ThreadPoolExecutor(_WORKERS) as workers:
+    blobs = {_relative(layout, path): (layout.blob(digest), digest) for path, digest in sorted(digests.items())}
+    sizes = {where: blob.stat().st_size for where, (blob, _) in blobs.items() if blob.is_file()}
 
-        def advance(count: int) -> None:
-            with lock:
-                bar.advance(count)
+    def check(where: str, advance: Advance) -> list[Problem]:
+        return list(_file(where, *blobs[where], advance))
 
-        def check(item: tuple[Path, str]) -> list[Problem]:
-            path, digest = item
-            return list(_file(_relative(layout, path), layout.blob(digest), digest, advance))
-
-        return [problem for problems in workers.map(check, readable.items()) for problem in problems]
+    found = each_file(f"verify {candidate}", sizes, check)
+    return [problem for where in sizes for problem in found[where]]
 
 
-def _file(where: str, blob: Path, digest: str, advance: Callable[[int], None]) -> Iterator[Problem]:
+def _file(where: str, blob: Path, digest: str, advance: Advance) -> Iterator[Problem]:
     tensors: dict[str, Tensor] = {}
     if where.endswith(".safetensors"):
         try:
@@ -271,29 +263,35 @@ def _file(where: str, blob: Path, digest: str, advance: Callable[[int], None]) -
         yield Problem(where, f"tensor {tensor}: NaN, infinity or another impossible value", kind)
 
 
-def _read(path: Path, tensors: dict[str, Tensor], advance: Callable[[int], None]) -> tuple[str, list[str]]:
+def _read(path: Path, tensors: dict[str, Tensor], advance: Advance) -> tuple[str, list[str]]:
     """The file's SHA-256, and the tensors that hold a number which cannot be; in one reading."""
     sha, bad = hashlib.sha256(), []
+    memory = memoryview(bytearray(bulk.CHUNK))  # the same each time, so that the system need not find new
     with path.open("rb") as file:
 
-        def chunks(end: int) -> Iterator[bytes]:
-            while (position := file.tell()) < end and (chunk := file.read(min(fs.CHUNK, end - position))):
-                sha.update(chunk)
-                advance(len(chunk))
-                yield chunk
+        def chunks(count: int) -> Iterator[memoryview]:
+            """The next `count` bytes, as far as there are so many."""
+            while count > 0 and (got := file.readinto(memory[: min(count, len(memory))])):
+                sha.update(memory[:got])
+                advance(got)
+                count -= got
+                yield memory[:got]
 
-        for name, tensor in tensors.items():
-            for _ in chunks(tensor.begin):
+        position = 0
+        for name, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
+            for _ in chunks(tensor.begin - position):
                 pass
-            # `all` stops at the first bad chunk; the loop after it hashes what is left of this tensor
-            if not all(_possible(name, tensor.dtype, chunk) for chunk in chunks(tensor.end)):
-                bad.append(name)
-        for _ in chunks(path.stat().st_size):
+            impossible = 0
+            for chunk in chunks(tensor.end - tensor.begin):
+                impossible += not _possible(name, tensor.dtype, chunk)
+            bad += [name] if impossible else []
+            position = tensor.end
+        while any(chunks(len(memory))):
             pass
     return sha.hexdigest(), bad
 
 
-def _possible(name: str, dtype: str, data: bytes) -> bool:
+def _possible(name: str, dtype: str, data: memoryview) -> bool:
     if is_scale(name) and dtype == "F32":
         return all_positive(data)
     return not holds_no_number(dtype, data)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -27,8 +28,21 @@ def _missing(component: str) -> str | None:
         return "make is not installed"
     if component == "vllm" and not (Path(os.environ.get("VLLM", "/nowhere")) / "bin" / "vllm").is_file():
         return "VLLM names no environment with bin/vllm"
+    if component == "strace" and shutil.which("strace") is None:
+        return "strace is not installed"
+    if component == "mounts":
+        return _no_mounts()
     if component == "containers":
         return _no_containers()
+    return None
+
+
+@cache
+def _no_mounts() -> str | None:
+    """Why no file system can be mounted in a namespace of its own here."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", tempfile.gettempdir()]
+    if shutil.which("unshare") is None or subprocess.run(command, capture_output=True).returncode:
+        return "`unshare --user --map-root-user --mount` cannot mount a tmpfs"
     return None
 
 

@@ -1,31 +1,37 @@
 """Reports: one model of what is to be said of a verdict, and what it is written as."""
 
 from gates.reports.building import Load, build, deciding
+from gates.reports.html import html, page_of_all
+from gates.reports.junit import junit
 from gates.reports.markdown import markdown
 from gates.reports.model import Ancestor, Condition, Flip, PackResult, Part, Report, Subject
+from gates.reports.overview import Entry, Made, Overview
+
+_WRITERS = {"md": markdown, "json": Report.to_bytes, "junit": junit, "html": html}
+
+KINDS = tuple(_WRITERS)
 
 
 def render(report: Report, kind: str) -> bytes:
     """The report as one of `KINDS`."""
-    if kind == "json":
-        return report.to_bytes()
-    subject = report.subject
-    return markdown(report.verdict, candidate=subject.candidate, baseline=subject.baseline).encode()
+    return _WRITERS[kind](report)
 
-
-KINDS = ("md", "json")
 
 __all__ = [
     "KINDS",
     "Ancestor",
     "Condition",
+    "Entry",
     "Flip",
     "Load",
+    "Made",
+    "Overview",
     "PackResult",
     "Part",
     "Report",
     "Subject",
     "build",
     "deciding",
+    "page_of_all",
     "render",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -256,5 +257,7 @@ def _text(response: Any) -> str:
         ]
         text = "\n".join(map(str, parts)) or "(nothing)"
     except (LookupError, TypeError, AttributeError):
-        text = canonical.dumps(response).decode()
+        text = json.dumps(response, ensure_ascii=False)
+    # half of a surrogate pair is a valid JSON string and no UTF-8
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _LONGEST_TRANSCRIPT else text[:_LONGEST_TRANSCRIPT] + "…"

@@ -1,63 +1,185 @@
-"""One verdict, as Markdown for a CI job summary or a pull request."""
+"""A report as Markdown, for a CI job's summary or a pull request: short enough for either, and inert."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 
-from gates.records import Verdict
-from gates.reports.building import deciding
+from gates.records import Status, Verdict
+from gates.reports import words
+from gates.reports.model import Flip, PackResult, Part, Report, Subject
 
 _LONGEST = 600
-_MARKS = {
+_MOST_ITEMS = 20
+"""Names of items of one kind; a forge refuses a comment of more than 65,536 characters, and the pages have them all."""
+_MOST_LINES = 100
+_MARKS: dict[Status, str] = {
     "passed": "✅ passed",
     "failed": "❌ failed",
     "not judged": "❔ not judged",
     "undecided": "❔ undecided",
-    "waived": "☑️ waived",
+    "waived": "☑️ let pass",
 }
 
 
-def markdown(verdict: Verdict, *, candidate: str | None = None, baseline: str | None = None) -> str:
-    """The verdict, what decided it, and every rule.
+def markdown(report: Report) -> bytes:
+    """The verdict, what decided it, every rule; packs, items that changed, conditions that differ; origin and size.
 
     Text that comes from outside (names, categories, conditions) is shown as it is and does nothing: no markup, no
-    mention, no link.
-
-    Args:
-        candidate: what people call it; the beginning of its digest, if nothing is said. `baseline` likewise.
+    mention, no link. Answers of models stand in the pages alone.
     """
-    title = f"## {_inert(candidate or verdict.candidate[:12])}: {_inert(verdict.verdict)}"
-    against = "none" if verdict.baseline is None else _inert(baseline or verdict.baseline[:12])
-    lines = [title, "", *_deciding(verdict), *_table(verdict), *_reasons(verdict)]
-    lines.append(
+    verdict, subject = report.verdict, report.subject
+    lines = [
+        f"## {_inert(subject.candidate or verdict.candidate[:12])}: {_inert(verdict.verdict)}",
+        "",
+        *_deciding(report),
+        *_rules(verdict),
+        *_reasons(verdict),
+        *_packs(report.packs),
+        *_flips(report),
+        *_conditions(report),
+        *_origin(subject),
+        _rests_on(report),
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _deciding(report: Report) -> Iterator[str]:
+    if report.subject.stale:
+        yield from ("**Stale:** the evidence has changed since. Judge again.", "")
+    if report.decided_by is not None:
+        yield from (f"**Decided by:** {_inert(report.decided_by.detail)}", "")
+    elif (nearest := words.closest(report.verdict)) is not None:
+        yield from (f"**The closest call:** {_inert(nearest.detail)}", "")
+
+
+def _rules(verdict: Verdict) -> Iterator[str]:
+    rows = [
+        f"| {_inert(gate.gate)} | {_inert(rule.rule)} | {_MARKS[_status(gate.status, rule.status)]} "
+        f"| {_inert(rule.detail)} |"
+        for gate in verdict.gates
+        for rule in gate.rules
+    ]
+    yield from _table(("Gate", "Rule", "Result", "Found"), rows)
+
+
+def _status(gate: Status, rule: Status) -> Status:
+    """What is undecided in a gate that a person let pass was let pass."""
+    return "waived" if gate == "waived" and rule == "undecided" else rule
+
+
+def _reasons(verdict: Verdict) -> Iterator[str]:
+    if verdict.reasons:
+        yield from ("**Why it is invalid:**" if verdict.verdict == "Invalid" else "**To know:**", "")
+        yield from _few([f"- {_inert(reason)}" for reason in verdict.reasons])
+        yield ""
+
+
+def _packs(packs: Sequence[PackResult]) -> Iterator[str]:
+    head = ("Pack", "Score", "Baseline", "Difference", "95 % interval", "Items × runs", "Detectable")
+    rows = []
+    for pack in packs:
+        rows.append(_pack_row(_inert(pack.pack), pack.whole))
+        if len(pack.categories) > 1:
+            rows += [_pack_row(f"– {_inert(part.category or '')}", part) for part in pack.categories]
+    yield from _table(head, rows)
+    notes = [
+        f"- {_inert(pack.pack)} is not compared: {_inert(pack.not_compared)}" for pack in packs if pack.not_compared
+    ]
+    if notes:
+        yield from (*notes, "")
+
+
+def _pack_row(name: str, part: Part) -> str:
+    compared = part.difference_interval is not None
+    cells = (
+        name,
+        words.number(part.score),
+        words.number(part.baseline),
+        words.signed(part.difference),
+        words.between(part.difference_interval if compared else part.interval, sign=compared),
+        f"{part.items} × {part.runs}",
+        words.number(part.detectable),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _flips(report: Report) -> Iterator[str]:
+    lost = [flip for flip in report.flips if flip.lost]
+    won = [flip for flip in report.flips if not flip.lost]
+    for word, flips in (("worse", lost), ("better", won)):
+        if flips:
+            left = len(flips) - _MOST_ITEMS
+            names = ", ".join(_flip(flip) for flip in flips[:_MOST_ITEMS])
+            yield from (f"**{len(flips)} items {word}:** {names}{f' and {left} more' if left > 0 else ''}", "")
+    flaky = [(pack.pack, item) for pack in report.packs for item in pack.flaky]
+    if flaky:
+        names = ", ".join(f"{_inert(pack)} / {_inert(item)}" for pack, item in flaky[:_MOST_ITEMS])
+        yield from (f"**{len(flaky)} flaky:** {names}{' …' if len(flaky) > _MOST_ITEMS else ''}", "")
+    failures = [
+        f"{_inert(pack.pack)} {kind.replace('_', ' ')} {count}"
+        for pack in report.packs
+        for kind, count in pack.outcomes.items()
+        if kind != "scored"
+    ]
+    if failures:
+        yield from (f"**Answers that failed:** {', '.join(failures)}", "")
+
+
+def _flip(flip: Flip) -> str:
+    return f"{_inert(flip.pack)} / {_inert(flip.item)} ({words.share(flip.baseline)} → {words.share(flip.candidate)})"
+
+
+def _conditions(report: Report) -> Iterator[str]:
+    rows = [
+        f"| {_inert(each.pack)} | {_inert(each.field)} | {_inert(each.candidate)} | {_inert(each.baseline)} |"
+        for each in report.conditions
+        if each.baseline is not None and not each.agrees
+    ]
+    if rows:
+        yield from ("**Conditions that differ:**", "")
+        yield from _table(("Pack", "Condition", "Candidate", "Baseline"), rows)
+
+
+def _origin(subject: Subject) -> Iterator[str]:
+    if subject.conclusion:
+        yield from (f"**Against its baseline:** {_inert(subject.conclusion)}", "")
+    if subject.differences:
+        yield from _few([f"- {_inert(each)}" for each in subject.differences])
+        yield ""
+    facts = []
+    if subject.size is not None:
+        against = "" if subject.baseline_size is None else f" (baseline {words.size(subject.baseline_size)})"
+        facts.append(f"{words.size(subject.size)}{against}")
+    facts += [_inert(each) for each in (subject.fit, *subject.cost) if each]
+    if facts:
+        yield from (f"**Size and cost:** {'; '.join(facts)}", "")
+
+
+def _rests_on(report: Report) -> str:
+    verdict = report.verdict
+    against = "none" if verdict.baseline is None else _inert(report.subject.baseline or verdict.baseline[:12])
+    return (
         f"Policy {_inert(verdict.policy_name)} (`{verdict.policy[:12]}`), baseline: {against}. "
         f"Judged from {len(verdict.evidence)} evidence records of the candidate and "
         f"{len(verdict.baseline_evidence)} of the baseline."
     )
-    return "\n".join(lines) + "\n"
 
 
-def _deciding(verdict: Verdict) -> list[str]:
-    rule = deciding(verdict)
-    return [] if rule is None else [f"**Decided by:** {_inert(rule.detail)}", ""]
+def _table(head: Sequence[str], rows: Sequence[str]) -> Iterator[str]:
+    if not rows:
+        return
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    yield from rows[:_MOST_LINES]
+    yield ""
+    if len(rows) > _MOST_LINES:
+        yield from (f"… and {len(rows) - _MOST_LINES} more", "")
 
 
-def _table(verdict: Verdict) -> list[str]:
-    if not verdict.gates:
-        return []
-    rows = [
-        f"| {_inert(gate.gate)} | {_inert(rule.rule)} | {_MARKS[rule.status]} | {_inert(rule.detail)} |"
-        for gate in verdict.gates
-        for rule in gate.rules
-    ]
-    return ["| Gate | Rule | Result | Found |", "|---|---|---|---|", *rows, ""]
-
-
-def _reasons(verdict: Verdict) -> list[str]:
-    if not verdict.reasons:
-        return []
-    title = "**Why it is invalid:**" if verdict.verdict == "Invalid" else "**To know:**"
-    return [title, "", *(f"- {_inert(reason)}" for reason in verdict.reasons), ""]
+def _few(lines: Sequence[str]) -> list[str]:
+    left = len(lines) - _MOST_LINES
+    return [*lines[:_MOST_LINES], *([f"- … and {left} more"] if left > 0 else [])]
 
 
 _MARKUP = re.compile(r"[\\`*_{}\[\]<>#!|~$^@&\"=]|:(?! |$)|(?<=www)\.", re.IGNORECASE)

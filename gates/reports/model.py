@@ -46,6 +46,8 @@ class Subject(Record):
     """What it took: tokens, seconds."""
     promoted: tuple[Name, ...] = ()
     """The channels that serve it."""
+    stale: bool = False
+    """Whether there is other evidence by now than the verdict rests on."""
 
 
 class Part(Record):

@@ -9,14 +9,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import torch
 
 from gates.errors import IntegrityError
 from registry.checkpoint import CONFIG, read_config
-from registry.families import family_of
-from registry.tensors import Tensor, read_header
+from registry.families import architecture_of
+from registry.tensors import DTYPES, Tensor, read_header
 
 TORCH_DTYPES = {
     "BOOL": torch.bool,
@@ -49,7 +51,7 @@ class Checkpoint:
         }
         """Every file by its name. Links are followed once, here: the folder may be replaced while it is read."""
         self.config = read_config(folder)
-        self.family = family_of(self.config, where=str(folder / CONFIG))
+        self.architecture = architecture_of(self.config, where=str(folder / CONFIG))
         self.tensors: dict[str, Tensor] = {}
         """In the order of the shards and of the tensors in them."""
         self.weight_map: dict[str, str] = {}
@@ -75,14 +77,37 @@ class Checkpoint:
         Raises:
             IntegrityError: there is none, or its file was cut since the header was read.
         """
+        entry = self._entry(name)
+        return self.numbers(name, 0, math.prod(entry.shape)).view(entry.shape)
+
+    def numbers(self, name: str, begin: int, end: int) -> torch.Tensor:
+        """The numbers of the tensor `name` from `begin` up to `end`, counted over the whole tensor; one axis.
+
+        Raises:
+            IntegrityError: as `tensor`.
+        """
+        entry = self._entry(name)
+        width = DTYPES[entry.dtype]
+        return self.bytes_of(name, begin * width, end * width).view(TORCH_DTYPES[entry.dtype])
+
+    def bytes_of(self, name: str, begin: int, end: int) -> torch.Tensor:
+        """As `numbers`, for bytes of any dtype: uint8."""
+        entry = self._entry(name)
+        buffer = torch.empty(end - begin, dtype=torch.uint8)
+        view, filled = memoryview(buffer.numpy()), 0
+        descriptor = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while filled < len(view):
+                count = os.preadv(descriptor, [view[filled:]], entry.begin + begin + filled)
+                if count == 0:
+                    raise IntegrityError("the file ends within this tensor", where=f"{entry.file}, tensor {name}")
+                filled += count
+        finally:
+            os.close(descriptor)
+        return buffer
+
+    def _entry(self, name: str) -> Tensor:
         entry = self.tensors.get(name)
         if entry is None:
             raise IntegrityError(f"there is no tensor {name}", where=str(self.folder))
-        buffer = bytearray(entry.size)
-        with entry.file.open("rb") as file:
-            file.seek(entry.begin)
-            if file.readinto(buffer) != entry.size:
-                raise IntegrityError("the file ends within this tensor", where=f"{entry.file}, tensor {name}")
-        dtype = TORCH_DTYPES[entry.dtype]
-        flat = torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
-        return flat.view(entry.shape)
+        return entry

@@ -8,29 +8,40 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from registry.families import Family
+Path = tuple[str, ...]
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def edited(text: str, changes: dict[str, Any]) -> str:
-    """`text`, a JSON object, with the top-level keys of `changes` set; keys that it lacks are added at its end."""
+def edited(text: str, changes: Mapping[Path | str, Any]) -> str:
+    """`text`, a JSON object, with the values of `changes` set; keys that an object lacks are added at its end.
+
+    Args:
+        changes: by path: ("text_config", "num_experts") is the key num_experts in the object text_config.
+    """
+    here: dict[str, Any] = {}
+    below: dict[str, dict[Path | str, Any]] = {}
+    for path, value in changes.items():
+        first, *rest = (path,) if isinstance(path, str) else path
+        if rest:
+            below.setdefault(first, {})[tuple(rest)] = value
+        else:
+            here[first] = value
     spans, lead = _spans(text)
-    replaced = sorted(((spans[key], value) for key, value in changes.items() if key in spans), reverse=True)
-    added = "".join(f",{lead}{json.dumps(key)}: {_dump(changes[key], lead)}" for key in changes if key not in spans)
+    replaced = [(spans[key], _dump(value, lead)) for key, value in here.items() if key in spans]
+    for key, inner in below.items():
+        begin, end = spans[key]  # an object that config.json does not have is nobody's to edit
+        replaced.append(((begin, end), edited(text[begin:end], inner)))
+    added = "".join(f",{lead}{json.dumps(key)}: {_dump(here[key], lead)}" for key in here if key not in spans)
     if added:
         end = max((end for _, end in spans.values()), default=text.index("{") + 1)
         text = text[:end] + (added if spans else added[1:]) + text[end:]
-    for (begin, end), value in replaced:
-        text = text[:begin] + _dump(value, lead) + text[end:]
+    for (begin, end), value in sorted(replaced, reverse=True):
+        text = text[:begin] + value + text[end:]
     return text
-
-
-def count_changes(family: Family, config: dict[str, Any], experts: int) -> dict[str, Any]:
-    """The changes that make `config` state so many experts: under each name that it has, and under no new one."""
-    return {key: experts for key in (family.count_key, *family.count_aliases) if key in config}
 
 
 def _spans(text: str) -> tuple[dict[str, tuple[int, int]], str]:

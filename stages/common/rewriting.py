@@ -1,11 +1,14 @@
-"""Write a checkpoint from another, with every tensor accounted for.
+"""Write a checkpoint from another, with every number accounted for.
 
     changes = [kept(checkpoint, name) for name in checkpoint.tensors]
     rewrite(checkpoint, target, changes, config={}, advance=bar.advance)
 
-The new one keeps names, order, shards and every file that is no tensor. Each tensor of the source must be named by
-exactly one change: kept, renamed, made into others, or dropped on purpose. One that is forgotten is an error, never a
-silent copy or a silent loss. A few tensors are in memory at a time, whatever the model's size.
+The new one keeps names, order, shards (or gets shards of a size) and every file that is no tensor. Each tensor of the
+source must be named by changes that cover it once from end to end: kept, renamed, made into others, or dropped on
+purpose. What is forgotten is an error, never a silent copy or a silent loss.
+
+Reading, making and writing overlap, and so does waiting for the disk: a finished shard becomes durable while the next
+one is written. A few pieces of tensors are in memory at a time, whatever the size of tensors, shards and model.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,37 +27,43 @@ from typing import Any
 import torch
 
 from gates.errors import IntegrityError
-from registry import fs
+from registry import bulk, fs
 from registry.checkpoint import CONFIG, INDEX
-from registry.tensors import DTYPES, Tensor, read_metadata
+from registry.tensors import DTYPES, read_metadata
 from stages.common.checkpoint import TORCH_DTYPES, Checkpoint
 from stages.common.config import edited
+from stages.common.shards import Layout, Product, ShardFile, index_of, packed
 
-_COPY = 16 << 20
-_WORKERS = min(4, os.cpu_count() or 1)
+__all__ = ["Change", "Product", "dropped", "kept", "rewrite"]
+
+_PIECE = 8 << 20
+"""Bytes of the source that a worker has in memory at a time, where a tensor can be made piece by piece."""
+_WORKERS = min(8, (os.cpu_count() or 1) + 2)
+"""Two more than there are processors: these wait for the disk."""
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A tensor of the new checkpoint. `dtype` is called as safetensors calls it, such as BF16."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The numbers of a tensor from `begin` up to `end`, counted over all of it: such as one expert of a 3D tensor."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype]
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What becomes of the tensor `source`. Without `make`, its bytes are copied to the one product there is."""
+    """What becomes of the tensor `source`, or of spans of it. Without `make`, the bytes are copied to the one product.
+
+    spans: the numbers that are used, in this order; None is all of them.
+    rows: `make` is given the tensor as a matrix of the source's columns, a multiple of so many rows at a time, and what
+        it returns is appended to the products; 0 is the tensor as a whole, in its own shape.
+    """
 
     source: str
     products: tuple[Product, ...]
     make: Callable[[torch.Tensor], Sequence[torch.Tensor]] | None = None
+    spans: tuple[Span, ...] | None = None
+    rows: int = 0
 
 
 def kept(checkpoint: Checkpoint, name: str, *, rename: str | None = None) -> Change:
@@ -62,8 +72,8 @@ def kept(checkpoint: Checkpoint, name: str, *, rename: str | None = None) -> Cha
     return Change(name, (Product(rename or name, tensor.dtype, tensor.shape),))
 
 
-def dropped(name: str) -> Change:
-    return Change(name, ())
+def dropped(name: str, spans: tuple[Span, ...] | None = None) -> Change:
+    return Change(name, (), spans=spans)
 
 
 def rewrite(
@@ -73,43 +83,66 @@ def rewrite(
     *,
     config: Mapping[str, Any],
     advance: Callable[[float], object] = lambda _: None,
+    shard_size: int | None = None,
+    seal: Callable[[str, Iterable[str]], object] = lambda _shard, _names: None,
 ) -> None:
     """Writes the checkpoint that `changes` make of `source` to the folder `target`.
 
     A target that an interrupted call left is finished: shards that are complete in it stay, everything else is written
-    again.
+    again. A shard has its name when it is complete and durable.
 
     Args:
         config: the top-level keys of config.json that change, with their new values.
         advance: is told how many bytes of the source's tensors are done.
+        shard_size: bytes of tensors in a shard; None keeps the source's shards.
+        seal: is told a shard's name and those of its tensors when the last one was made, before the shard gets that
+            name; on another thread.
 
     Raises:
-        IntegrityError: a tensor of the source is in no change or in several, two products have one name, or a product
+        IntegrityError: a number of the source is in no change or in several, two products have one name, or a product
             is not of the dtype and shape that were announced; nothing is written in the first three cases.
     """
     _account(source, changes)
-    shards = _layouts(source, {change.source: change for change in changes})
+    work = _by_shard(source, changes, shard_size)
+    layouts = {shard: _layout(source, group) for shard, group in work.items()}
     fs.make_folders(target)
-    _clear(target, keep=shards.keys())
-    for shard, layout in shards.items():
-        _write_shard(source, target / shard, layout, advance)
-    advance(sum(source.tensors[change.source].size for change in changes if not change.products))
+    _clear(target, keep=layouts.keys())
+    _write_shards(source, target, work, layouts, advance, seal)
+    advance(sum(_bytes(source, change) for change in changes if not change.products))
     for name, path in source.files.items():
         if name not in source.shards and name not in (CONFIG, INDEX):
             fs.make_folders((target / name).parent)
-            fs.copy_in(path, target / name, lambda _: None)
+            bulk.copy_in(path, target / name, lambda _: None)
     text = source.files[CONFIG].read_bytes().decode()  # read_text would make other line ends of \r\n
     fs.write_new(target / CONFIG, edited(text, dict(config)).encode())
-    if INDEX in source.files:
-        fs.write_new(target / INDEX, _index(source.files[INDEX], shards))
+    if len(layouts) > 1 or (shard_size is None and INDEX in source.files):
+        index = json.loads(source.files[INDEX].read_bytes()) if INDEX in source.files else {}
+        fs.write_new(target / INDEX, index_of(layouts, index.get("metadata") or {}))
 
 
 def _account(source: Checkpoint, changes: Sequence[Change]) -> None:
-    named = Counter(change.source for change in changes)
-    _refuse([name for name in source.tensors if name not in named], "is not accounted for: no change names it", source)
-    _refuse([name for name, count in named.items() if count > 1], "is accounted for more than once", source)
-    _refuse([name for name in named if name not in source.tensors], "is in a change, but not in the source", source)
-    products = Counter(product.name for change in changes for product in change.products)
+    spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for change in changes:
+        spans[change.source] += [(span.begin, span.end) for span in _spans(source, change)]
+    _refuse([name for name in source.tensors if name not in spans], "is not accounted for: no change names it", source)
+    _refuse([name for name in spans if name not in source.tensors], "is in a change, but not in the source", source)
+    uncovered, repeated = [], []
+    for name, found in spans.items():
+        size, position = math.prod(source.tensors[name].shape), 0
+        for begin, end in sorted(span for span in found if span[0] < span[1]):
+            if begin != position:
+                (uncovered if begin > position else repeated).append(name)
+            position = max(position, end)
+        if position != size:
+            uncovered.append(name)
+        if size == 0 and len(found) > 1:
+            repeated.append(name)
+    _refuse(list(dict.fromkeys(repeated)), "is accounted for more than once", source)
+    _refuse(list(dict.fromkeys(uncovered)), "is not accounted for: no change names a part of it", source)
+    products: dict[str, int] = defaultdict(int)
+    for change in changes:
+        for product in change.products:
+            products[product.name] += 1
     _refuse([name for name, count in products.items() if count > 1], "would be written more than once", source)
 
 
@@ -119,118 +152,126 @@ def _refuse(names: list[str], what: str, source: Checkpoint) -> None:
         raise IntegrityError(f"tensor {names[0]} {what}{more}", where=str(source.folder))
 
 
-def _layouts(source: Checkpoint, changes: dict[str, Change]) -> dict[str, _Layout]:
+def _spans(source: Checkpoint, change: Change) -> tuple[Span, ...]:
+    tensor = source.tensors.get(change.source)
+    whole = Span(begin=0, end=math.prod(tensor.shape) if tensor else 0)
+    return (whole,) if change.spans is None else change.spans
+
+
+def _bytes(source: Checkpoint, change: Change) -> int:
+    width = DTYPES[source.tensors[change.source].dtype]
+    return sum(span.end - span.begin for span in _spans(source, change)) * width
+
+
+def _by_shard(source: Checkpoint, changes: Sequence[Change], shard_size: int | None) -> dict[str, list[Change]]:
     """The new shards by name; one of which nothing is left is not written."""
-    of_shard: dict[str, list[Change]] = {shard: [] for shard in source.shards}
-    for name, shard in source.weight_map.items():
-        of_shard[shard].append(changes[name])
-    layouts = {shard: _Layout(read_metadata(source.files[shard]), group) for shard, group in of_shard.items()}
-    return {shard: layout for shard, layout in layouts.items() if layout.products}
+    order = {name: number for number, name in enumerate(source.tensors)}
+    making = sorted((change for change in changes if change.products), key=lambda change: order[change.source])
+    if shard_size is None:
+        names = [source.weight_map[change.source] for change in making]
+    else:
+        names = packed((change.products for change in making), shard_size)
+    work: dict[str, list[Change]] = {}
+    for name, change in zip(names, making, strict=True):
+        work.setdefault(name, []).append(change)
+    return work
 
 
-class _Layout:
-    """Where everything lies in one new shard: known beforehand, so that each tensor is written at its place."""
-
-    def __init__(self, metadata: dict[str, str], changes: list[Change]) -> None:
-        self.changes = [change for change in changes if change.products]
-        self.products: dict[str, Product] = {}
-        self._offsets: dict[str, tuple[int, int]] = {}
-        products = [product for change in changes for product in change.products]
-        position = 0
-        # the largest numbers first: so each tensor is aligned to its own (sorting keeps the order of equal ones)
-        for product in sorted(products, key=lambda product: -DTYPES[product.dtype]):
-            self.products[product.name] = product
-            self._offsets[product.name] = (position, position + product.size)
-            position += product.size
-        self.header = self._header(metadata)
-        self.size = len(self.header) + position
-
-    def begin(self, name: str) -> int:
-        """The tensor's first byte, from the start of the file."""
-        return len(self.header) + self._offsets[name][0]
-
-    def is_at(self, path: Path) -> bool:
-        """Whether a complete shard of this layout is there already."""
-        if not path.is_file() or path.stat().st_size != self.size:
-            return False
-        with path.open("rb") as file:
-            return file.read(len(self.header)) == self.header
-
-    def _header(self, metadata: dict[str, str]) -> bytes:
-        entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-        for name, product in self.products.items():
-            entries[name] = {
-                "dtype": product.dtype,
-                "shape": list(product.shape),
-                "data_offsets": list(self._offsets[name]),
-            }
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+def _layout(source: Checkpoint, changes: list[Change]) -> Layout:
+    metadata = read_metadata(source.files[source.weight_map[changes[0].source]])
+    return Layout(metadata, [product for change in changes for product in change.products])
 
 
-def _write_shard(source: Checkpoint, path: Path, layout: _Layout, advance: Callable[[float], object]) -> None:
-    if layout.is_at(path):
-        advance(sum(source.tensors[change.source].size for change in layout.changes))
-        return
-    temporary = fs.beside(path)
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        os.pwrite(descriptor, layout.header, 0)
-        os.truncate(descriptor, layout.size)
-
-        def write(change: Change) -> int:
-            for product, data in _products(source, change):
-                position = layout.begin(product.name)
-                for part in data:
-                    position += _write_at(descriptor, part, position)
-            return source.tensors[change.source].size
-
-        # threads, because reading, casting and writing all release the interpreter's lock
-        workers = ThreadPoolExecutor(_WORKERS)
+def _write_shards(
+    source: Checkpoint,
+    target: Path,
+    work: Mapping[str, list[Change]],
+    layouts: Mapping[str, Layout],
+    advance: Callable[[float], object],
+    seal: Callable[[str, Iterable[str]], object],
+) -> None:
+    """All changes in order, over the borders of shards: while one becomes durable, the next is written."""
+    stop = threading.Event()
+    # threads, because reading, casting and writing all release the interpreter's lock
+    with ThreadPoolExecutor(_WORKERS) as workers, ThreadPoolExecutor(1) as syncing:
+        open_shards: list[ShardFile] = []
+        done: list[tuple[Future[None], int]] = []
         try:
-            for done in workers.map(write, layout.changes):
-                advance(done)
-        finally:
-            workers.shutdown(cancel_futures=True)  # at the first failure, or when the stage is told to end
-    finally:
-        os.close(descriptor)
-    fs.rename_file(temporary, path)
+            for name, changes in work.items():
+                if layouts[name].is_at(target / name):
+                    advance(sum(_bytes(source, change) for change in changes))
+                    continue
+                shard = ShardFile(target / name, layouts[name], len(changes), syncing, seal)
+                open_shards.append(shard)
+                done += [(workers.submit(_do, source, shard, each, stop), _bytes(source, each)) for each in changes]
+            for future, size in done:
+                future.result()
+                advance(size)
+            for shard in open_shards:
+                shard.durable()
+        finally:  # also at the first failure, or when the stage is told to end
+            stop.set()
+            for future, _ in done:
+                future.cancel()
+            workers.shutdown()
+            syncing.shutdown()
+            for shard in open_shards:
+                shard.close()
 
 
-def _products(source: Checkpoint, change: Change) -> Iterator[tuple[Product, Iterator[Any]]]:
-    """Each product with its bytes, in parts."""
-    if change.make is None:
-        yield change.products[0], _parts(source.tensors[change.source])
-        return
+class _Stopped(Exception):
+    """Another change failed, or the stage was told to end."""
+
+
+def _do(source: Checkpoint, shard: ShardFile, change: Change, stop: threading.Event) -> None:
+    places = {product.name: shard.layout.begin(product.name) for product in change.products}
+    ends = {name: place + shard.layout.products[name].size for name, place in places.items()}
     where = f"{source.folder}, tensor {change.source}"
-    tensors = change.make(source.tensor(change.source))
-    if len(tensors) != len(change.products):
-        raise IntegrityError(f"{len(tensors)} tensors were made of it, not {len(change.products)}", where=where)
-    for product, tensor in zip(change.products, tensors, strict=True):
-        if tensor.dtype != TORCH_DTYPES[product.dtype] or tuple(tensor.shape) != product.shape:
-            made = f"{tensor.dtype} {list(tensor.shape)}"
-            raise IntegrityError(f"{product.name} was made as {made}, not {product.dtype} {product.shape}", where=where)
-        yield product, iter([tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data])
+    for piece in _pieces(source, change):
+        if stop.is_set():
+            raise _Stopped
+        made = change.make(piece) if change.make else [piece]
+        if len(made) != len(change.products):
+            raise IntegrityError(f"{len(made)} tensors were made of it, not {len(change.products)}", where=where)
+        for product, tensor in zip(change.products, made, strict=True):
+            if not _fits(product, tensor, change) or places[product.name] + tensor.nbytes > ends[product.name]:
+                form = f"{tensor.dtype} {list(tensor.shape)}"
+                raise IntegrityError(
+                    f"{product.name} was made as {form}, not {product.dtype} {product.shape}", where=where
+                )
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            shard.write(data, places[product.name])
+            places[product.name] += tensor.nbytes
+    for name, place in places.items():
+        if place != ends[name]:
+            raise IntegrityError(f"{name} was made with {ends[name] - place} bytes too few", where=where)
+    shard.done()
 
 
-def _parts(tensor: Tensor) -> Iterator[bytes]:
-    with tensor.file.open("rb") as file:
-        file.seek(tensor.begin)
-        left = tensor.size
-        while left:
-            part = file.read(min(left, _COPY))
-            if not part:
-                raise IntegrityError("the file ends within a tensor", where=str(tensor.file))
-            left -= len(part)
-            yield part
+def _fits(product: Product, tensor: torch.Tensor, change: Change) -> bool:
+    if change.make is None:
+        return True  # bytes; the sum of them is held against the product's
+    same = tuple(tensor.shape[1:]) == product.shape[1:] if change.rows else tuple(tensor.shape) == product.shape
+    return same and tensor.dtype == TORCH_DTYPES[product.dtype]
 
 
-def _write_at(descriptor: int, data: Any, position: int) -> int:
-    view, written = memoryview(data), 0
-    while written < len(view):
-        written += os.pwrite(descriptor, view[written:], position + written)
-    return written
+def _pieces(source: Checkpoint, change: Change) -> Iterator[torch.Tensor]:
+    """What `make` is given, piece by piece; bytes, where nothing is to be made."""
+    if change.make and not change.rows:
+        yield source.tensor(change.source)
+        return
+    entry = source.tensors[change.source]
+    width = DTYPES[entry.dtype]
+    columns = entry.shape[-1] if entry.shape else 1
+    band = max(1, change.rows * columns)
+    step = max(1, _PIECE // (band * width)) * band
+    for span in _spans(source, change):
+        for begin in range(span.begin, span.end, step):
+            end = min(begin + step, span.end)
+            if change.make:
+                yield source.numbers(change.source, begin, end).view(-1, columns)
+            else:
+                yield source.bytes_of(change.source, begin * width, end * width)
 
 
 def _clear(target: Path, *, keep: Any) -> None:
@@ -239,12 +280,3 @@ def _clear(target: Path, *, keep: Any) -> None:
     for path in target.iterdir():
         if path.name not in keep:
             fs.remove_tree(path)
-
-
-def _index(source: Path, shards: dict[str, _Layout]) -> bytes:
-    index = json.loads(source.read_bytes())
-    metadata = {key: value for key, value in (index.get("metadata") or {}).items() if key != "total_parameters"}
-    products = {name: (shard, product) for shard, layout in shards.items() for name, product in layout.products.items()}
-    metadata["total_size"] = sum(product.size for _, product in products.values())
-    weight_map = {name: products[name][0] for name in sorted(products)}
-    return (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2) + "\n").encode()

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -55,6 +55,8 @@ class Job:
     replace: bool
     where: str = "the recipe"
     """The recipe's file and the step in it, for messages: recipes/v7b.yaml, steps[0].prune."""
+    device: str = "auto"
+    """Where tensors are computed: cpu, cuda, or auto, which is CUDA where there is one."""
 
     def made(self, inputs: Inputs) -> bool:
         """Whether the candidate is made from `inputs` already; says so.
@@ -93,6 +95,10 @@ def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[
         replace: Annotated[
             bool, typer.Option("--replace", help="Make the name again even if it was made from something else.")
         ] = False,
+        device: Annotated[
+            Literal["auto", "cpu", "cuda"],
+            typer.Option(envvar="SLUICE_DEVICE", help="Where tensors are computed; auto is CUDA where there is one."),
+        ] = "auto",
         prove_only: Annotated[bool, typer.Option("--prove-only", hidden=True)] = False,
     ) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -102,7 +108,7 @@ def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[
             if prove_only and prove is None:
                 raise UsageError(f"the {kind} stage has nothing to prove", remedy="leave --prove-only out")
             do = prove if prove_only and prove is not None else work
-            do(_job(kind, root, recipe, step, candidate, project, replace))
+            do(_job(kind, root, recipe, step, candidate, project, replace, device))
 
         raise typer.Exit(output.end_with(run))
 
@@ -132,6 +138,7 @@ def _job(
     candidate: str | None,
     project: Path,
     replace: bool,
+    device: str,
 ) -> Job:
     recipe_file = project / (recipe_path or DEFAULT_RECIPE)
     recipe = read_recipe(recipe_file)
@@ -142,7 +149,7 @@ def _job(
     makes = recipe.candidate_of(number) if kind in MAKES else source.name
     settings = recipe.steps[number].settings
     where = f"{recipe_file}, steps[{number}].{kind}"
-    return Job(store, project, recipe, settings, source, makes, replace, where)
+    return Job(store, project, recipe, settings, source, makes, replace, where, device)
 
 
 def _with_toy(root: Path, recipe: Recipe) -> Store:

@@ -1,26 +1,28 @@
-"""Which experts stay.
+"""How much an expert matters, by the tokens of a calibration mix.
 
-REAP (Router-weighted Expert Activation Pruning, https://arxiv.org/abs/2510.13999) scores expert j of a layer by
+Of expert j, with X_j the tokens that are routed to it, f_j(x) its answer and g_j(x) the router's weight for it:
 
-    S_j = mean over the tokens x that are routed to j of g_j(x)·‖f_j(x)‖₂
+    reap              mean over X_j of g_j(x)·‖f_j(x)‖₂   REAP, https://arxiv.org/abs/2510.13999
+    activation_norm   sum over X_j of ‖f_j(x)‖₂           EAN, a baseline of the REAP paper
+    soft_counting     sum over X_j of g_j(x)              after SEER-MoE, https://arxiv.org/abs/2404.05089
+    frequency         |X_j|
+    random            drawn by the seed: the control. What a mix is worth is what it wins over chance.
 
-where f_j is the expert and g_j the router's weight for it: how much of the layer's output is j's when j is asked. The
-criterion `random` is the control: what a mix is worth is what it wins over chance.
+g is the weight that the forward pass uses: renormalised where the model renormalises, the unbiased score of a sigmoid
+router, times its scaling factor. An expert that no token is routed to scores 0.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from gates.errors import IntegrityError
 from registry.recipes import Prune
-from stages.common.calibration import Batch
-from stages.common.checkpoint import Checkpoint
-from stages.common.streaming import LayerStream, Routing
+from stages.common.experts import Routing
+from stages.prune.routers import Router
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,102 +38,93 @@ class Choice:
     kept: list[int]
 
 
-def choices(checkpoint: Checkpoint, settings: Prune, keep: int, batches: Sequence[Batch]) -> Iterator[Choice | None]:
-    """The choice for each layer in turn, or None for a layer without experts.
+def best(scores: Sequence[float], keep: int, groups: int = 1) -> list[int]:
+    """The `keep` experts with the highest scores, ascending; of equal ones the lower index stays.
 
     Args:
-        keep: how many experts stay in each layer.
-
-    Raises:
-        IntegrityError: a layer puts out NaN or infinity, or the checkpoint is not complete.
+        groups: n_group: neighbouring experts form so many equal groups, of which each keeps as many.
     """
-    if settings.criterion == "random":
-        return _by_chance(checkpoint, keep, settings.seed)
-    return _by_reap(checkpoint, keep, batches, settings.renormalize_router)
+    size, stay = len(scores) // groups, keep // groups
+    kept: list[int] = []
+    for begin in range(0, len(scores), size):
+        ranked = sorted(range(begin, begin + size), key=lambda expert: (-scores[expert], expert))
+        kept += sorted(ranked[:stay])
+    return kept
 
 
-def _by_reap(
-    checkpoint: Checkpoint, keep: int, batches: Sequence[Batch], renormalize: bool | None
-) -> Iterator[Choice | None]:
-    """A layer is scored on what the pruned layers before it put out, so each choice knows of the ones before."""
-    stream = LayerStream(checkpoint)
-    masks = [batch.attention_mask.bool() for batch in batches]
-    states = stream.embed(batches)
-    for layer in range(stream.layers):
-        with stream.loaded(layer) as block:
-            choice = None
-            if block.experts:
-                reap = Reap(block.experts, masks, renormalize)
-                _refuse_non_finite(block.run(states, reap.observe), masks, layer, checkpoint)
-                scores = reap.scores()
-                choice = Choice(layer, scores, reap.counts(), best(scores, keep))
-                block.keep(choice.kept)
-            states = block.run(states)
-            _refuse_non_finite(states, masks, layer, checkpoint)
-        yield choice
+def by_chance(layer: int, experts: int, keep: int, seed: int, groups: int = 1) -> Choice:
+    """The choice for a layer where no data are looked at: its scores are drawn by the seed."""
+    draw = random.Random(f"seed {seed}, layer {layer}")
+    scores = [draw.random() for _ in range(experts)]
+    return Choice(layer, scores, None, best(scores, keep, groups))
 
 
-def _by_chance(checkpoint: Checkpoint, keep: int, seed: int) -> Iterator[Choice | None]:
-    """No data are looked at: each layer's scores are drawn by the seed."""
-    family, config = checkpoint.family, checkpoint.config
-    with_experts = family.expert_layers(config)
-    for layer in range(family.layers(config)):
-        draw = random.Random(f"seed {seed}, layer {layer}")
-        scores = [draw.random() for _ in range(family.experts(config))]
-        yield Choice(layer, scores, None, best(scores, keep)) if layer in with_experts else None
+class Tally:
+    """The running sums of a criterion over the tokens of one layer, in float64 on the CPU.
 
-
-def best(scores: Sequence[float], keep: int) -> list[int]:
-    """The `keep` experts with the highest scores, ascending; of equal ones the lower index stays."""
-    return sorted(sorted(range(len(scores)), key=lambda expert: (-scores[expert], expert))[:keep])
-
-
-class Reap:
-    """The running sums of REAP over one layer's batches, in float64.
+    Tallies of parts of the tokens, merged in the same order, give the same bits whenever and wherever each was made.
 
     Args:
         experts: E, how many the layer has.
-        masks: for each batch, [rows, tokens] bool: False is padding, which does not count.
-        renormalize: whether g is divided by its sum over the token's top-k; None takes the router's own final weight.
-            False takes the softmax over all experts, whatever the model does.
+        settings: the criterion, and whether g is divided by its sum over the token's top-k (`renormalize_router`: None
+            takes the router's own weight, False its weight before any division).
+        router: what it computed before any division; needed where `renormalize_router` is not None.
     """
 
-    def __init__(self, experts: int, masks: Sequence[torch.Tensor], renormalize: bool | None) -> None:
-        self._masks = masks
-        self._renormalize = renormalize
+    def __init__(self, experts: int, settings: Prune, router: Router | None = None) -> None:
+        self._criterion = settings.criterion
+        self._renormalize = settings.renormalize_router
+        self._router = router
         self._sums = torch.zeros(experts, dtype=torch.float64)
         self._counts = torch.zeros(experts, dtype=torch.int64)
 
-    def observe(self, batch: int, routing: Routing) -> None:
-        """Adds the tokens of one batch."""
-        real = self._masks[batch].reshape(-1)
-        index = routing.index[real].reshape(-1)
-        sizes = (self._gates(routing).double() * routing.norms.double())[real].reshape(-1)
-        self._sums.index_add_(0, index, sizes)
+    def add(self, routing: Routing, real: torch.Tensor) -> None:
+        """Adds the T tokens of one chunk.
+
+        Args:
+            real: [T] bool: False is padding, which does not count.
+        """
+        index = routing.index[real].reshape(-1).cpu()
         self._counts += torch.bincount(index, minlength=len(self._counts))
+        if self._criterion == "frequency":
+            return
+        sizes = torch.ones((), dtype=torch.float64, device=real.device)
+        if self._criterion != "activation_norm":
+            sizes = sizes * self._gates(routing)[real]
+        if self._criterion != "soft_counting":
+            sizes = sizes * routing.norms[real].double()
+        # Not on the accelerator, where the order of the additions is left to chance.
+        self._sums.index_add_(0, index, sizes.reshape(-1).cpu())
 
     def scores(self) -> list[float]:
-        """S_j of each expert; 0 for one that no token was routed to."""
-        return (self._sums / self._counts.clamp(min=1)).tolist()
+        """What each expert scores; 0 for one that no token was routed to."""
+        if self._criterion == "frequency":
+            return self._counts.double().tolist()
+        if self._criterion == "reap":
+            return (self._sums / self._counts.clamp(min=1)).tolist()
+        return self._sums.tolist()
 
     def counts(self) -> list[int]:
         """How many tokens were routed to each expert."""
         return self._counts.tolist()
 
+    def choice(self, layer: int, keep: int, groups: int = 1) -> Choice:
+        scores = self.scores()
+        return Choice(layer, scores, self.counts(), best(scores, keep, groups))
+
+    def state(self) -> dict[str, list[float]]:
+        """The sums so far: `sums` and `counts`, a number for each expert."""
+        return {"sums": self._sums.tolist(), "counts": self._counts.tolist()}
+
+    def merge(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Adds what `state` gave of another part of the tokens."""
+        self._sums += torch.tensor(state["sums"], dtype=torch.float64)
+        self._counts += torch.tensor(state["counts"], dtype=torch.int64)
+
     def _gates(self, routing: Routing) -> torch.Tensor:
+        """g [T, K]."""
         if self._renormalize is None:
-            return routing.weights
-        gates = routing.logits.double().softmax(dim=-1).gather(-1, routing.index)
-        return gates / gates.sum(dim=-1, keepdim=True) if self._renormalize else gates
-
-
-def _refuse_non_finite(
-    states: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], layer: int, checkpoint: Checkpoint
-) -> None:
-    for state, mask in zip(states, masks, strict=True):
-        if not torch.isfinite(state[mask]).all():
-            raise IntegrityError(
-                f"layer {layer} puts out NaN or infinity",
-                where=str(checkpoint.folder),
-                remedy="a weight up to this layer is damaged: compare the files with their publisher's digests",
-            )
+            return routing.weights.double()
+        assert self._router is not None
+        scores = self._router.scores(routing.logits).gather(-1, routing.index)
+        return self._router.factor * (scores / scores.sum(dim=-1, keepdim=True) if self._renormalize else scores)

@@ -1,19 +1,19 @@
 """Take experts out of a checkpoint on disk.
 
 The experts that stay keep their bytes and move up to fill the gaps: of 0 … 7 with 1 and 4 removed, 2 is called 1 and 5
-is called 3. The router keeps their rows, config.json states their number, and every other tensor is as it was.
+is called 3. Where all experts of a layer lie in one tensor, theirs are the slices that stay. The router keeps their
+rows and its correction bias their numbers, config.json states how many they are, and every other tensor is as it was.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
+from stages.common import mtp
 from stages.common.checkpoint import Checkpoint
-from stages.common.config import count_changes
-from stages.common.rewriting import Change, Product, dropped, kept, rewrite
+from stages.common.rewriting import Change, Product, Span, dropped, kept, rewrite
 
 
 def write_pruned(
@@ -21,12 +21,15 @@ def write_pruned(
     staying: Mapping[int, Sequence[int]],
     target: Path,
     *,
+    drop_mtp: bool = False,
     advance: Callable[[float], object] = lambda _: None,
 ) -> None:
     """Writes `source` with the experts of `staying` alone to the folder `target`.
 
     Args:
-        staying: for each layer that has experts, those that stay, ascending; as many in every layer.
+        staying: for each layer that has experts, multi-token-prediction layers among them, those that stay, ascending;
+            as many in every layer.
+        drop_mtp: leaves the multi-token-prediction layers out, and config.json says that there are none.
         advance: is told how many bytes of the source's tensors are done.
 
     Raises:
@@ -34,28 +37,36 @@ def write_pruned(
     """
     counts = {len(experts) for experts in staying.values()}
     assert len(counts) == 1, "config.json states one number for all layers"
-    changes = [_change(source, name, staying) for name in source.tensors]
-    config = count_changes(source.family, source.config, counts.pop())
+    changes = [change for name in source.tensors for change in _changes(source, name, staying, drop_mtp)]
+    config = source.architecture.count_changes(counts.pop())
+    if drop_mtp:
+        config |= mtp.none_stated(source)
     rewrite(source, target, changes, config=config, advance=advance)
 
 
-def _change(source: Checkpoint, name: str, staying: Mapping[int, Sequence[int]]) -> Change:
-    expert = source.family.expert.fullmatch(name)
-    if expert is not None:
-        layer, number = staying[int(expert["layer"])], int(expert["expert"])
-        if number not in layer:
-            return dropped(name)
-        renamed = name[: expert.start("expert")] + str(layer.index(number)) + name[expert.end("expert") :]
-        return kept(source, name, rename=renamed)
-    router = source.family.router.fullmatch(name)
-    if router is not None:
-        return _rows_kept(source, name, staying[int(router["layer"])])
-    return kept(source, name)
+def _changes(source: Checkpoint, name: str, staying: Mapping[int, Sequence[int]], drop_mtp: bool) -> list[Change]:
+    part = source.architecture.part(name)
+    if part is not None and part.mtp and drop_mtp:
+        return [dropped(name)]
+    if part is None or part.kind == "other":
+        return [kept(source, name)]
+    assert part.layer is not None
+    experts = staying[part.layer]
+    if part.kind != "expert":
+        return _slices(source, name, experts)
+    if part.expert not in experts:
+        return [dropped(name)]
+    prefix = source.architecture.layer_prefix(part.layer)
+    before, _, after = name.removeprefix(prefix).partition(f".{part.expert}.")
+    return [kept(source, name, rename=f"{prefix}{before}.{experts.index(part.expert)}.{after}")]
 
 
-def _rows_kept(source: Checkpoint, name: str, experts: Sequence[int]) -> Change:
-    """The rows of the experts that stay: their axis is the first in every family."""
+def _slices(source: Checkpoint, name: str, experts: Sequence[int]) -> list[Change]:
+    """What the tensor holds for the experts that stay, and what it holds for the others: their axis is the first in
+    every family."""
     tensor = source.tensors[name]
-    index = torch.tensor(experts)
+    size = math.prod(tensor.shape[1:])
+    spans = [Span(begin=expert * size, end=(expert + 1) * size) for expert in range(tensor.shape[0])]
+    stay = tuple(spans[expert] for expert in experts)
     product = Product(name, tensor.dtype, (len(experts), *tensor.shape[1:]))
-    return Change(name, (product,), lambda router: [router.index_select(0, index)])
+    return [Change(name, (product,), spans=stay), dropped(name, tuple(span for span in spans if span not in stay))]

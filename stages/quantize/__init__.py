@@ -7,34 +7,33 @@ a tool does not know its form.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gates.errors import UsageError
-from registry import output
-from registry.checkpoint import read_config
-from registry.completeness import FP8_BLOCK, SCALE_SUFFIX, quantized, scale_shape
-from registry.families import family_of
+from gates.errors import IntegrityError, UsageError
+from registry import fs, output
+from registry.facts import FP8_BLOCK
 from registry.manifests import Inputs
 from registry.progress import progress
-from registry.tensors import read_header
 
 if TYPE_CHECKING:
-    from stages.common.checkpoint import Checkpoint
-    from stages.common.rewriting import Change
     from stages.common.stage import Job
+    from stages.quantize.account import Account
+    from stages.quantize.fp8 import Noise
 
-CODE = "quantize-1"
+CODE = "quantize-2"
 """Changes whenever the same source would give other bytes."""
 
-BLOCK = (128, 128)
+ACCOUNT = "account.json"
+PLOT = "errors.svg"
 
 
 def quantize(job: Job) -> None:
     """Makes the candidate `job.makes` from `job.source`, or finds it made.
 
     Raises:
-        UsageError: the source is quantised already, or a dimension does not divide by 128; nothing is written.
-        IntegrityError: the source is damaged, or a weight holds NaN or infinity.
+        UsageError: the source is quantised already, a dimension does not divide by 128, or the result would not fit the
+            card or the disk; nothing is written.
+        IntegrityError: the source is damaged, a weight holds NaN or infinity, or a tensor is not accounted for.
     """
     stated = job.source.manifest.shape.quantization
     if stated is not None:
@@ -46,88 +45,110 @@ def quantize(job: Job) -> None:
     inputs = Inputs(
         op="quantize",
         parent=job.source.digest,
-        settings={"format": job.settings.format},
+        settings={"format": job.settings.format, "shard_size": job.settings.shard_size},
         mix=None,
         seed=None,
         code=CODE,
     )
     if job.made(inputs):
         return
-    _refuse_uneven(job.source.folder)
+    predicted = _refuse_early(job)
     with job.store.step(inputs.identity()) as folder:
-        write_fp8(job.source.folder, folder / "model", what=f"quantize {job.makes}")
-        candidate = job.store.commit(job.makes, inputs, folder / "model", replace=job.replace)
+        account = write_fp8(
+            job.source.resolved(),
+            folder / "model",
+            what=f"quantize {job.makes}",
+            shard_size=job.settings.shard_size,
+            journal=folder / "noise",
+        )
+        if account.after != predicted:
+            raise IntegrityError(f"{account.after} bytes of tensors were written, but config.json makes it {predicted}")
+        _attach(account, folder / "attachments")
+        candidate = job.store.commit(
+            job.makes, inputs, folder / "model", attachments=folder / "attachments", replace=job.replace
+        )
         job.store.discard(inputs.identity())
-    before, after = job.source.manifest.size, candidate.manifest.size
-    output.text(f"{job.makes}: {FP8_BLOCK}, {output.size(after)} (was {output.size(before)})")
+    _tell(job, account, candidate.manifest.size)
 
 
-def write_fp8(source_folder: Path, target: Path, *, what: str) -> None:
+def write_fp8(
+    source_folder: Path, target: Path, *, what: str, shard_size: int | None = None, journal: Path | None = None
+) -> Account:
     """Writes the checkpoint of `source_folder` in block FP8 to `target`, with progress called `what`.
 
+    The cast runs on a CUDA device where there is one.
+
+    Args:
+        shard_size: bytes of tensors in a shard; None keeps the source's shards.
+        journal: a folder for what casting measured, so that finished shards of an interrupted call can stay; without
+            it, all shards are written again.
+
     Raises:
-        IntegrityError: the source is damaged, or a weight holds NaN or infinity.
+        UsageError: a dimension does not divide by 128.
+        IntegrityError: the source is damaged, a weight holds NaN or infinity, or a tensor is not accounted for.
     """
     import torch
 
     from stages.common.checkpoint import Checkpoint
     from stages.common.rewriting import rewrite
+    from stages.quantize.account import account_of
+    from stages.quantize.changes import fp8_changes, quantization_config, refuse_uneven
+    from stages.quantize.journal import Journal
 
     torch.set_num_threads(1)  # the writer has threads of its own
     source = Checkpoint(source_folder)
-    changes = [_change(source, name) for name in source.tensors]
+    refuse_uneven(source)
+    noise: dict[str, Noise] = {}
+    changes = fp8_changes(source, noise, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    notes = Journal(journal, target, noise)
     with progress(what, total=source.size, unit="B") as bar:
         rewrite(
-            source, target, changes, config={"quantization_config": quantization_config(source)}, advance=bar.advance
+            source,
+            target,
+            changes,
+            config={"quantization_config": quantization_config(source)},
+            advance=bar.advance,
+            shard_size=shard_size,
+            seal=notes.seal,
         )
+    return account_of(source.architecture, source.tensors, Checkpoint(target).tensors, notes.complete())
 
 
-def quantization_config(source: Checkpoint) -> dict[str, Any]:
-    """What config.json says of the quantised checkpoint. Modules are named exactly, since loaders compare names so."""
-    kept = [
-        name.removesuffix(".weight")
-        for name, tensor in source.tensors.items()
-        if name.endswith(".weight") and len(tensor.shape) == 2 and not quantized(source.family, name)
-    ]
-    return {
-        "quant_method": "fp8",
-        "fmt": "e4m3",
-        "activation_scheme": "dynamic",
-        "weight_block_size": list(BLOCK),
-        "modules_to_not_convert": sorted(kept),
-    }
+def _refuse_early(job: Job) -> int:
+    """The bytes of tensors that the candidate will have, if it can be made.
+
+    Raises:
+        UsageError: it cannot: uneven dimensions, or too little room on the card that the recipe names.
+    """
+    from stages.common.checkpoint import Checkpoint
+    from stages.quantize.changes import predicted_bytes, refuse_uneven
+
+    source = Checkpoint(job.source.resolved())
+    refuse_uneven(source)
+    predicted = predicted_bytes(source)
+    card = job.settings.card
+    if card is not None and predicted > card:
+        raise UsageError(
+            f"{job.makes} would have {output.size(predicted)} of weights, and the card {output.size(card)}",
+            where=f"{job.where}.card",
+            remedy="prune deeper first; `registry plan` says how deep, with room for the KV cache",
+        )
+    return predicted
 
 
-def _refuse_uneven(folder: Path) -> None:
-    """vLLM refuses experts whose dimensions do not divide by the block, and merges projections block by block;
-    transformers derives the block from the shapes. So both want whole blocks."""
-    family = family_of(read_config(folder))
-    for shard in sorted(folder.glob("*.safetensors")):
-        for name, tensor in read_header(shard).items():
-            whole = len(tensor.shape) == 2 and not any(
-                size % side for size, side in zip(tensor.shape, BLOCK, strict=True)
-            )
-            if quantized(family, name) and not whole:
-                raise UsageError(
-                    f"block FP8 needs dimensions that divide by {BLOCK[0]}; {name} is {_times(tensor.shape)}",
-                    where=str(shard),
-                    remedy="serve this model in BF16",
-                )
+def _attach(account: Account, folder: Path) -> None:
+    from stages.quantize.plot import error_plot
+
+    fs.remove_tree(folder)
+    fs.make_folders(folder)
+    fs.write_new(folder / ACCOUNT, account.to_bytes())
+    fs.write_new(folder / PLOT, error_plot(account.layers).encode())
 
 
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+def _tell(job: Job, account: Account, size: int) -> None:
+    from stages.quantize.account import table
 
-
-def _change(source: Checkpoint, name: str) -> Change:
-    from stages.common.rewriting import Change, Product, kept
-    from stages.quantize.fp8 import quantize_block
-
-    if not quantized(source.family, name):
-        return kept(source, name)
-    shape = source.tensors[name].shape
-    products = (
-        Product(name, "F8_E4M3", shape),
-        Product(name + SCALE_SUFFIX, "F32", scale_shape(shape, BLOCK)),
-    )
-    return Change(name, products, lambda weight: quantize_block(weight, name=name))
+    for line in table(account):
+        output.text(line)
+    fits = f", which leaves {output.size(job.settings.card - account.after)} of the card" if job.settings.card else ""
+    output.text(f"{job.makes}: {FP8_BLOCK}, {output.size(size)} (was {output.size(job.source.manifest.size)}){fits}")

@@ -120,6 +120,26 @@ class Runs:
         return os.getcwd, ()
 
 
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_header_as_long_as_the_mark_of_a_pickle_is_none(folder, protocol):
+    """The length is the first thing in a safetensors file: 1,152 is 80 04, which marks protocol 4."""
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    wanted = 0x80 + 256 * (protocol + 256 * (1 + length // 65536))
+    header = content[8 : 8 + length] + b" " * (wanted - length)
+    path.write_bytes(wanted.to_bytes(8, "little") + header + content[8 + length :])
+    assert path.read_bytes()[:2] == bytes((0x80, protocol))
+    inspect(folder)
+
+
+def test_a_pickle_that_begins_as_safetensors_do_is_refused(folder):
+    """80 04 is the length's beginning, and what follows a number of eight bytes that hides the brace."""
+    call = pickle.dumps(Runs(), protocol=0)
+    (folder / "extra.bin").write_bytes(b"\x80\x04G\x00\x00\x00\x00\x00{\x00\x000" + call)
+    assert "extra.bin: it is a pickle" in said(folder)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "notes.txt", "tokenizer.model"])
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_is_refused_whatever_it_is_called(folder, name, protocol):
@@ -329,15 +349,28 @@ def test_not_one_tensor_can_be_too_much(folder, name):
 @pytest.mark.parametrize("rows", [3, 5])
 def test_a_router_with_another_number_of_rows_is_refused(folder, rows):
     write_weights(folder, tiny.tensors(CONFIG) | {ROUTER: Tensor("BF16", (rows, 16), bytes(rows * 32))})
-    assert f"tensor {ROUTER}: the router has the shape [{rows}, 16] (expected: 4 rows)" in said(folder)
+    assert f"tensor {ROUTER}: its shape is [{rows}, 16] (expected: [4, 16], by config.json)" in said(folder)
 
 
-@pytest.mark.parametrize(("dtype", "shape"), [("F16", (16, 16)), ("BF16", (256,)), ("BF16", (8, 32))])
-def test_a_tensor_unlike_its_peers_is_refused(folder, dtype, shape):
+@pytest.mark.parametrize("shape", [(256,), (8, 32), (16, 16, 1)])
+def test_a_tensor_of_another_shape_than_the_config_gives_it_is_refused(folder, shape):
     weights = tiny.tensors(CONFIG)
-    weights[EXPERT] = replace(weights[EXPERT], dtype=dtype, shape=shape)
+    weights[EXPERT] = replace(weights[EXPERT], shape=shape)
     write_weights(folder, weights)
-    assert f"tensor {EXPERT}: {dtype} {list(shape)}, unlike its peers" in said(folder)
+    assert f"tensor {EXPERT}: its shape is {list(shape)} (expected: [16, 16], by config.json)" in said(folder)
+
+
+def test_a_tensor_of_another_dtype_than_its_peers_is_refused(folder):
+    weights = tiny.tensors(CONFIG)
+    weights[EXPERT] = replace(weights[EXPERT], dtype="F16")
+    write_weights(folder, weights)
+    assert f"tensor {EXPERT}: F16, unlike its peers in other layers and experts (expected: BF16)" in said(folder)
+
+
+def test_weights_that_are_no_floats_are_refused(folder):
+    weights = {name: replace(tensor, dtype="I16") for name, tensor in tiny.tensors(CONFIG).items()}
+    write_weights(folder, weights)
+    assert f"tensor {EXPERT}: I16 is no dtype of weights" in "\n".join(map(str, examine(folder)[1]))
 
 
 def test_every_problem_is_found_at_once(folder):

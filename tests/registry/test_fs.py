@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import fs
+from registry import bulk, fs, syscalls
 from tests.support.processes import KILLED, dying_at, end, start, together
 
 TRUTH = b"the same bytes each time"
@@ -107,7 +107,7 @@ def test_folders_are_exchanged_where_the_system_has_no_call_for_it(tmp_path, mon
     def refuse(*_: Path) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fs, "_rename_exchange", refuse)
+    monkeypatch.setattr(syscalls, "exchange", refuse)
     mine, theirs = _two_folders(tmp_path)
     fs.exchange(mine, theirs)
     assert (theirs / "file").read_text() == "mine"
@@ -172,9 +172,9 @@ def test_a_copy_has_the_bytes_and_the_digest_of_its_source(tmp_path_factory, dat
     (folder / "source").write_bytes(data)
     told: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fs, "CHUNK", chunk)
-        copied = fs.copy_in(folder / "source", folder / "target", told.append)
-        assert fs.hash_file(folder / "target") == copied
+        patch.setattr(bulk, "CHUNK", chunk)
+        copied = bulk.copy_in(folder / "source", folder / "target", told.append)
+        assert bulk.hash_file(folder / "target") == copied
     assert copied == (hashlib.sha256(data).hexdigest(), len(data))
     assert (folder / "target").read_bytes() == data
     assert sum(told) == len(data)
@@ -184,7 +184,7 @@ def test_a_copy_never_overwrites(tmp_path):
     (tmp_path / "source").write_bytes(b"new")
     (tmp_path / "target").write_bytes(b"old")
     with pytest.raises(FileExistsError):
-        fs.copy_in(tmp_path / "source", tmp_path / "target", lambda _: None)
+        bulk.copy_in(tmp_path / "source", tmp_path / "target", lambda _: None)
     assert (tmp_path / "target").read_bytes() == b"old"
 
 

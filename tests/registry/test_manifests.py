@@ -21,7 +21,7 @@ SETTINGS = st.dictionaries(
 )
 INPUTS = st.builds(
     Inputs,
-    op=st.sampled_from(["add", "prune", "quantize"]),
+    op=st.sampled_from(["add", "derive", "prune", "quantize"]),
     parent=st.none() | DIGESTS,
     settings=SETTINGS,
     seed=st.none() | st.integers(0, 9),

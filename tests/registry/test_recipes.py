@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -52,27 +53,32 @@ def test_the_counts_that_people_publish(experts, compression, kept):
 @given(
     experts=st.integers(2, 512),
     compression=st.decimals("0.001", "0.999", places=3),
-    groups=st.sampled_from([1, 2, 4, 8]),
+    grouping=st.sampled_from([(1, 1), (2, 1), (4, 4), (8, 4)]),
     top_k=st.integers(1, 8),
 )
-def test_as_many_experts_stay_as_the_decimal_says_and_never_too_few(experts, compression, groups, top_k):
+def test_as_many_experts_stay_as_the_decimal_says_and_never_too_few(experts, compression, grouping, top_k):
+    """A token's top k come from `used` of the groups, which a router ranks by the best two experts of each."""
+    groups, used = grouping
     experts *= groups
-    assume(top_k <= experts)
+    assume(top_k <= experts // groups * used)
     exact = experts * (1 - Fraction(compression))
     try:
-        kept = experts_kept(experts, compression, top_k=top_k, groups=groups)
+        kept = experts_kept(experts, compression, top_k=top_k, groups=groups, groups_used=used)
     except UsageError:
-        assert exact <= top_k or exact > experts - groups
+        beyond = exact <= experts - groups
+        assert not beyond or ceil(exact / groups) * used < top_k or (groups > 1 and exact <= groups)
         return
     assert kept % groups == 0
-    assert top_k <= kept < experts
+    assert kept // groups * used >= top_k
+    assert groups == 1 or kept >= 2 * groups
     assert exact <= kept < exact + groups
+    assert kept < experts
 
 
 @given(experts=st.integers(2, 256), top_k=st.integers(1, 8), groups=st.sampled_from([1, 2, 4]))
 def test_the_remedies_for_too_deep_and_too_shallow_a_cut_are_ones_that_work(experts, top_k, groups):
     experts *= groups
-    least = -(-top_k // groups) * groups
+    least = max(-(-top_k // groups), 2 if groups > 1 else 1) * groups
     assume(least < experts)
     for compression, kept in (("0.9999", least), ("0.0001", experts - groups)):
         try:
@@ -85,8 +91,17 @@ def test_the_remedies_for_too_deep_and_too_shallow_a_cut_are_ones_that_work(expe
 def test_a_cut_below_top_k_and_a_cut_of_nothing_are_refused_with_a_remedy():
     with pytest.raises(UsageError, match=r"leaves 1 of 16 experts(.|\n)*at most 0\.5000"):
         experts_kept(16, Decimal("0.95"), top_k=8)
+    with pytest.raises(UsageError, match=r"routed to 8 from 4 of 8 groups, which takes 16(.|\n)*at most 0\.9375"):
+        experts_kept(256, Decimal("0.97"), top_k=8, groups=8, groups_used=4)
+    with pytest.raises(UsageError, match="no expert to spare"):
+        experts_kept(4, Decimal("0.5"), top_k=4)
     with pytest.raises(UsageError, match="removes none"):
         experts_kept(16, Decimal("0.01"), top_k=2)
+
+
+def test_renormalisation_is_refused_where_the_criterion_has_no_use_for_it(tmp_path):
+    text = RECIPE.replace("compression: 0.289", "compression: 0.289, criterion: frequency, renormalize_router: true")
+    assert "frequency does not look at the router's weights" in refused(tmp_path, text)
 
 
 def test_a_recipe_is_read_with_exact_decimals_and_its_defaults(tmp_path):
@@ -194,6 +209,26 @@ def test_every_recipe_and_mix_that_we_ship_can_be_read(project):
         for step in recipe.steps:
             if step.prune:
                 mix = read_mix(project / step.prune.mix)
-                assert all((project / dataset.path).is_file() for dataset in mix.datasets)
+                assert all((project / dataset.path).is_file() for dataset in mix.datasets if dataset.path is not None)
             if step.gate:
                 assert (project / step.gate.policy).is_file()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "complaint"),
+    [
+        ("{count: 1}", "either path: FILE or hub: ORG/NAME"),
+        ("{path: a.jsonl, hub: org/name, count: 1}", "either path: FILE or hub: ORG/NAME"),
+        ("{path: a.jsonl, hub: null, count: 1}", "either path: FILE or hub: ORG/NAME"),
+        ("{path: a.jsonl, split: test, count: 1}", "split: a local file has none"),
+        ("{hub: name, count: 1}", "datasets[0].hub"),
+        ("{hub: org/name, pool: 3, count: 4}", "4 rows cannot be drawn from 3"),
+        ("{hub: org/name, skip: [0], count: 4}", "datasets[0].skip[0]"),
+        ("{hub: org/name, count: 0}", "datasets[0].count"),
+    ],
+)
+def test_a_dataset_that_says_two_things_or_too_little_is_refused(tmp_path, dataset, complaint):
+    (tmp_path / "mix.yaml").write_text(f"name: m\ndatasets: [{dataset}]\n", encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        read_mix(tmp_path / "mix.yaml")
+    assert complaint in caught.value.what

@@ -41,7 +41,7 @@ def scored(store: Store) -> Callable[..., str]:
 
 def promote(store: Store, folder: Path) -> None:
     policy = stores.write_policy(folder / "policy.yaml")
-    judging.judge(store, "v7b", policy_file=policy, baseline=None)
+    judging.judge(store, "v7b", policy=judging.read_policy(policy), baseline=None)
     promotion.promote(store, "v7b", policy=judging.read_policy(policy))
 
 

@@ -21,7 +21,7 @@ from gates.errors import IntegrityError
 from registry.checkpoint import INDEX, inspect
 from registry.tensors import read_header, read_metadata
 from stages.common.checkpoint import TORCH_DTYPES, Checkpoint
-from stages.common.config import count_changes, edited
+from stages.common.config import edited
 from stages.common.rewriting import Change, Product, dropped, kept, rewrite
 from tests.support import tiny
 from tests.support.tiny import write_checkpoint
@@ -320,14 +320,18 @@ def test_editing_the_text_is_editing_the_object(before, changes, indent, ascii_o
     assert edited(text, {}) == text
 
 
-def test_the_count_of_experts_is_kept_in_step_under_each_name_and_added_under_none(source):
-    family = source.family
-    assert count_changes(family, {"num_experts": 4}, 3) == {"num_experts": 3}
-    assert count_changes(family, {"num_local_experts": 4}, 3) == {"num_local_experts": 3}
-    assert count_changes(family, {"num_experts": 4, "num_local_experts": 4}, 3) == {
-        "num_experts": 3,
-        "num_local_experts": 3,
-    }
+@given(objects, objects, objects, st.sampled_from([None, 0, 1, 2, "\t"]))
+def test_editing_inside_an_object_is_editing_that_object(before, section, changes, indent):
+    whole = before | {"text_config": section, "last": 1}
+    text = json.dumps(whole, indent=indent)
+    paths = {("text_config", key): value for key, value in changes.items()}
+    after = edited(text, paths | {("last",): 2})
+    assert json.loads(after) == whole | {"text_config": section | changes, "last": 2}
+
+
+def test_the_count_inside_text_config_changes_and_not_a_space_besides():
+    text = '{"text_config" : {\n      "num_experts":  256 ,"a":[1,  2]}, "num_experts_per_tok": 8}\n'
+    assert edited(text, {("text_config", "num_experts"): 183}) == text.replace("256", "183")
 
 
 def test_a_rewritten_checkpoint_is_whole(source, target):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
 from gates.errors import IntegrityError
 from stages.common import calibration
+from stages.common import experts as experts_module
 from stages.common.checkpoint import Checkpoint
-from stages.common.streaming import LayerStream, Routing
-from tests.support.moe import whole_model, write_model
+from stages.common.streaming import LayerStream
+from tests.support import tiny, whole
+from tests.support.moe import write_model
+from tests.support.whole import batches_of
 
 SHAPES = {
     "top 2 of 8": {},
@@ -28,9 +30,17 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES.keys())
+LAYOUTS = {"per expert": False, "fused": True}
+MODELS = [*SHAPES, *(f"{family}, {layout}" for family in whole.FAMILIES for layout in LAYOUTS)]
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def folder(request, tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"), **request.param)
+    made = tmp_path_factory.mktemp("model")
+    if request.param in SHAPES:
+        return write_model(made, **SHAPES[request.param])
+    family, layout = request.param.split(", ")
+    return tiny.make(made, family, fused=LAYOUTS[layout])
 
 
 @pytest.fixture(scope="module")
@@ -38,90 +48,104 @@ def one(tmp_path_factory) -> Path:
     return write_model(tmp_path_factory.mktemp("one"))
 
 
-def batches_of(folder: Path, lengths=(5, 60, 3, 90, 17, 40, 280)) -> list[calibration.Batch]:
-    """Rows of different lengths in batches of up to 300 tokens: some padded, some not."""
-    chats = ({"messages": [{"role": "user", "content": chr(97 + n) * length}]} for n, length in enumerate(lengths))
-    rows = b"".join(json.dumps(chat).encode() + b"\n" for chat in chats)
-    return calibration.batches(rows, AutoTokenizer.from_pretrained(folder), 256, batch_tokens=300)
-
-
-def whole_states(folder: Path, batches: list[calibration.Batch]) -> list[list[torch.Tensor]]:
-    """For each layer, what it puts out for each batch, in the whole model as transformers runs it."""
-    model = whole_model(folder)
-    found: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
-    for layer, states in zip(model.model.layers, found, strict=True):
-        layer.register_forward_hook(lambda _module, _arguments, output, states=states: states.append(output))
-    with torch.no_grad():
-        for batch in batches:
-            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    return found
+def embedded(stream: LayerStream, batches: list[calibration.Batch]) -> list[torch.Tensor]:
+    with stream.embedding() as embed:
+        return [embed(batch) for batch in batches]
 
 
 def test_each_layers_states_are_those_of_the_whole_model(folder):
     batches = batches_of(folder)
     assert any((batch.attention_mask == 0).any() for batch in batches)
     assert any((batch.attention_mask == 1).all() for batch in batches)
-    expected = whole_states(folder, batches)
+    expected = whole.states(whole.load(folder), batches)
     stream = LayerStream(Checkpoint(folder))
-    states = stream.embed(batches)
+    states = embedded(stream, batches)
     for layer in range(stream.layers):
         with stream.loaded(layer) as block:
-            states = block.run(states)
-        for state, whole in zip(states, expected[layer], strict=True):
-            assert (state - whole).abs().max() == 0.0
-            assert whole.abs().max() > 0.1
+            states = [block.run(batch, state) for batch, state in zip(batches, states, strict=True)]
+        for state, reference in zip(states, expected[layer], strict=True):
+            assert (state - reference).abs().max() == 0.0
+            assert reference.abs().max() > 0.1
 
 
 def test_no_more_than_one_layer_is_in_memory(one):
     stream = LayerStream(Checkpoint(one))
-    stream.embed(batches_of(one))
+    batch = batches_of(one)[0]
+    state = embedded(stream, [batch])[0]
 
     def in_memory() -> set[str]:
-        return {name for name, tensor in stream._model.named_parameters() if tensor.device.type != "meta"}
+        return {name for name, tensor in stream._decoder.named_parameters() if tensor.device.type != "meta"}
 
     assert in_memory() == set()
     for layer in range(stream.layers):
         with stream.loaded(layer) as block:
-            assert {name.split(".")[2] for name in in_memory()} == {str(layer)}
+            state = block.run(batch, state)
+            assert {name.split(".")[1] for name in in_memory()} == {str(layer)}
             assert not any(parameter.is_meta for parameter in block.module.parameters())
         assert in_memory() == set()
 
 
-def test_looking_on_changes_nothing(one):
-    batches = batches_of(one)
+def test_looking_on_changes_nothing_and_sees_the_router_and_every_answer(one):
+    batch = batches_of(one)[0]
     stream = LayerStream(Checkpoint(one))
-    states = stream.embed(batches)
-    seen: list[tuple[int, Routing]] = []
     with stream.loaded(0) as block:
-        alone = block.run(states)
-        watched = block.run(states, lambda *what: seen.append(what))
-        again = block.run(states)
-    assert all(a.equal(b) and a.equal(c) for a, b, c in zip(alone, watched, again, strict=True))
-    assert [batch for batch, _ in seen] == list(range(len(batches)))
-    for batch, routing in seen:
-        tokens = batches[batch].input_ids.numel()
+        attended = block.attend(batch, embedded(stream, [batch])[0])
+        before = block.answer(attended)
+        routing = block.routing(attended)
+        assert block.answer(attended).equal(before)
+        moe = block.module.mlp
+        x = block.module.post_attention_layernorm(attended).flatten(0, 1)
+        tokens = batch.input_ids.numel()
         assert routing.index.shape == routing.weights.shape == routing.norms.shape == (tokens, 2)
-        assert routing.logits.shape == (tokens, 8)
+        assert routing.logits.equal(x @ moe.gate.weight.T)
         assert routing.logits.softmax(-1).topk(2).indices.equal(routing.index)
+        for token in (0, tokens - 1):
+            for place, expert in enumerate(routing.index[token].tolist()):
+                gate, up = (moe.experts.gate_up_proj[expert] @ x[token]).chunk(2)
+                answer = moe.experts.down_proj[expert] @ (torch.nn.functional.silu(gate) * up)
+                torch.testing.assert_close(routing.norms[token, place], answer.norm())
+
+
+def test_long_rows_are_answered_in_pieces_with_the_same_result(one, monkeypatch):
+    batch = max(batches_of(one), key=lambda batch: batch.input_ids.shape[1])
+    stream = LayerStream(Checkpoint(one))
+    with stream.loaded(0) as block:
+        attended = block.attend(batch, embedded(stream, [batch])[0])
+        at_once, seen = block.answer(attended), block.routing(attended)
+        monkeypatch.setattr(experts_module, "ANSWER_BYTES", 7 * 2 * 32 * 4)  # seven tokens at a time
+        torch.testing.assert_close(block.answer(attended), at_once)
+        torch.testing.assert_close(block.routing(attended).norms, seen.norms)
+
+
+def test_threads_may_share_a_layer(one):
+    """More threads than cores, over batches of different shapes: what one asks for is never another's."""
+    batches = batches_of(one) * 6
+    stream = LayerStream(Checkpoint(one))
+    states = embedded(stream, batches)
+    with stream.loaded(1) as block:
+        alone = [block.run(batch, state) for batch, state in zip(batches, states, strict=True)]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(block.run, batches, states))
+    assert all(a.equal(b) for a, b in zip(alone, together, strict=True))
 
 
 def test_the_layer_computes_with_the_experts_that_are_left(one):
     """Removing experts that no token was routed to changes nothing; the others' places are filled in order."""
-    batches = batches_of(one, (3,))
+    batch = batches_of(one, (3,))[0]
     stream = LayerStream(Checkpoint(one))
-    states = stream.embed(batches)
-    asked: set[int] = set()
     with stream.loaded(0) as block:
         assert block.experts == 8
-        before = block.run(states, lambda _, routing: asked.update(routing.index.flatten().tolist()))
-        weights = block.parts.experts.down_proj.clone()
+        attended = block.attend(batch, embedded(stream, [batch])[0])
+        before = block.answer(attended)
+        asked = set(block.routing(attended).index.flatten().tolist())
+        weights = block.module.mlp.experts.down_proj.clone()
         kept = sorted({*asked, 7})
+        assert len(asked) > 1
         assert len(kept) < 8
         block.keep(kept)
         assert block.experts == len(kept)
-        assert block.parts.experts.down_proj.equal(weights[kept])
-        after = block.run(states)
-    assert len(asked) > 1
+        assert block.module.mlp.experts.down_proj.equal(weights[kept])
+        after = block.answer(attended)
     # The weights are renormalised over the top-k, so the experts that are gone leave nothing behind but rounding.
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
@@ -155,3 +179,13 @@ def test_a_tensor_missing_or_too_much_or_of_another_shape_is_an_error(one, tmp_p
     stream = LayerStream(Checkpoint(folder))
     with pytest.raises(IntegrityError, match=message), stream.loaded(1):
         pass
+
+
+def test_an_embedding_of_another_shape_is_an_error(one, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(one, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = torch.ones(5, 32)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(IntegrityError, match=r"the shape is \[5, 32\]"):
+        embedded(LayerStream(Checkpoint(folder)), batches_of(one))

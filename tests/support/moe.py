@@ -30,11 +30,6 @@ def write_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
-def whole_model(folder: Path) -> Qwen3MoeForCausalLM:
-    """The model in `folder` as transformers loads it, in float32."""
-    return Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
 SMALL = {
     "vocab_size": tiny.VOCABULARY,
     "hidden_size": 32,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
-from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
-from registry import fs
+from registry import syscalls
 
-KILLED = 77
-"""The exit status of a process that `dying_at` ended."""
-
-CHANGES = ("chmod", "fsync", "link", "mkdir", "rename", "rmdir", "symlink", "unlink", "write")
+KILLED = -signal.SIGKILL
+"""What `end` gives for a process that `dying_at` killed."""
 
 
 def start(work: Callable[[], Any]) -> int:
@@ -44,51 +43,28 @@ def together(works: Iterable[Callable[[], Any]]) -> list[int]:
     return [end(process) for process in [start(work) for work in works]]
 
 
-def dying_at(number: int, work: Callable[[], Any]) -> Callable[[], Any]:
-    """`work`, ended without warning just before its `number`-th change to a file, link or folder (from 1).
+def dying_at(number: int, work: Callable[[], Any], *, when: Literal["before", "after"] = "before") -> Callable[[], Any]:
+    """`work`, killed just before or after its `number`-th change to a file, link or folder of a registry (from 1).
 
     For a process of its own only: it stays spoilt.
     """
 
     def run() -> None:
-        changes = _Dying(number)
-        fs.os = changes  # type: ignore[assignment]
-        exchange = fs._rename_exchange
+        lock, left = threading.Lock(), number
 
-        def counted(*paths: Any) -> None:
-            changes.count()
-            exchange(*paths)
+        def around(_: str, arguments: tuple[Any, ...], call: Callable[..., Any]) -> Any:
+            nonlocal left
+            with lock:
+                left -= 1
+                last = left == 0
+            if last and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = call(*arguments)
+            if last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
 
-        fs._rename_exchange = counted
+        syscalls.around = around
         work()
 
     return run
-
-
-class _Dying(ModuleType):
-    """The module os, until the fatal change."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__("os")
-        self._left = number
-
-    def count(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            os._exit(KILLED)
-
-    def open(self, path: Any, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_CREAT:
-            self.count()
-        return os.open(path, flags, mode)
-
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(os, name)
-        if name not in CHANGES:
-            return function
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.count()
-            return function(*args, **kwargs)
-
-        return counted

@@ -7,7 +7,7 @@ from pathlib import Path
 from gates import canonical
 from gates.records import Evidence, Verdict
 from registry import judging
-from registry.manifests import Inputs
+from registry.manifests import File, Inputs, MixUse
 from registry.store import Candidate, Store
 from tests.support import scores, tiny
 
@@ -30,6 +30,11 @@ def checkpoint(folder: Path, *, seed: int = 0, bare: bool = False) -> Path:
             if path.name not in ("config.json", "model.safetensors"):
                 path.unlink()
     return folder
+
+
+def file(data: bytes) -> File:
+    """What a manifest says of a file with these bytes."""
+    return File(digest=canonical.digest(data), size=len(data))
 
 
 def write_policy(path: Path, *, at_least: int = 50) -> Path:
@@ -55,9 +60,27 @@ def evidence_on(digest: str, *, right: int, of: int = 10) -> tuple[Evidence, byt
 def judge(store: Store, name: str, policy: Path, *, right: int = 9) -> Verdict:
     """Records evidence of `right` of 10 answers, and what the policy says of the candidate then."""
     observe(store, name, right=right)
-    return judging.judge(store, name, policy_file=policy, baseline=None)
+    return judging.judge(store, name, policy=judging.read_policy(policy), baseline=None)
 
 
 def pruned(parent: Candidate, compression: str = "0.25") -> Inputs:
     """Inputs of a prune of `parent`."""
     return Inputs(op="prune", parent=parent.digest, settings={"compression": compression}, seed=0, code="test-1")
+
+
+def prune(store: Store, name: str, parent: Candidate, *, experts: int, mix: str, compression: str) -> Candidate:
+    """Commits a candidate that was pruned on the mix of this name, as the prune stage would."""
+    rows = store.put(f"{mix}\n".encode())
+    inputs = Inputs(
+        op="prune",
+        parent=parent.digest,
+        settings={"compression": compression, "criterion": "reap"},
+        mix=MixUse(name=mix, rows=rows, datasets=()),
+        code="test-1",
+    )
+    with store.step(inputs.identity()) as folder:
+        model = folder / "model"
+        tiny.write_checkpoint(model, layers=1, experts=experts, hidden=4, intermediate=4, tied=True)
+        candidate = store.commit(name, inputs, model)
+    store.discard(inputs.identity())
+    return candidate

@@ -1,6 +1,9 @@
-"""A tiny Qwen3-MoE checkpoint with random weights, written by hand: no torch, milliseconds, the same bytes each time.
+"""Tiny checkpoints with random weights, of every family, written by hand: no torch, and the same bytes each time.
 
-It loads in transformers and its tokenizer works on any text (one token a byte); its answers mean nothing.
+They load in transformers, and their tokenizer works on any text (one token a byte); their answers mean nothing.
+
+    make(folder, "glm4_moe", fused=False, mtp=True)      any family; activations large enough for differences to show
+    write_checkpoint(folder)                             a Qwen3-MoE of a few kilobytes, for tests that need only files
 """
 
 from __future__ import annotations
@@ -9,12 +12,16 @@ import json
 import math
 import random
 import struct
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry.families import Spec, architecture_of
+from tests.support.tiny_configs import CONFIGS, MTP_KEYS, VOCABULARY
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
-VOCABULARY = 256 + len(SPECIAL)
+assert len(SPECIAL) + 256 == VOCABULARY
 
 CHAT_TEMPLATE = """\
 {%- for message in messages %}<|im_start|>{{ message.role }}
@@ -30,6 +37,67 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     data: bytes
+
+
+def make(
+    folder: Path,
+    family: str,
+    *,
+    fused: bool,
+    mtp: bool = False,
+    mtp_fused: bool | None = None,
+    block: tuple[int, int] | None = None,
+    shards: int = 1,
+    seed: int = 0,
+    **changes: Any,
+) -> Path:
+    """Writes a checkpoint of `family` to `folder` (made if need be) and returns it.
+
+    Args:
+        family: its model_type.
+        fused: whether the experts of a layer lie in 3D tensors, or every matrix by itself.
+        mtp: whether it has an MTP head; config.json says the same.
+        mtp_fused: as `fused`, for the MTP head alone.
+        block: of block FP8, if it is to be quantised; the sizes must then suit.
+        shards: how many safetensors files; with more than one there is an index.
+        seed: of the weights.
+        changes: numbers of the text model that differ from `tiny_configs.CONFIGS`, such as num_experts=8.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config_of(family, mtp=mtp, block=block, **changes)
+    write_json(folder / "config.json", config)
+    specs = architecture_of(config).tensors(fused=fused, mtp=mtp, mtp_fused=mtp_fused, block=block)
+    draw = random.Random(seed)
+    write_weights(folder, {spec.name: _drawn(draw, spec) for spec in specs}, shards=shards)
+    write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": 2, "pad_token_id": 0})
+    write_tokenizer(folder)
+    return folder
+
+
+def config_of(
+    family: str, *, mtp: bool = False, block: tuple[int, int] | None = None, **changes: Any
+) -> dict[str, Any]:
+    """The config.json of `make`."""
+    config = json.loads(json.dumps(CONFIGS[family]))
+    text = config.get("text_config", config)
+    if family in MTP_KEYS:
+        text[MTP_KEYS[family]] = int(mtp)
+    text |= changes
+    if "vision_config" in config:
+        config["vision_config"]["out_hidden_size"] = text["hidden_size"]
+    if "layer_types" in text and len(text["layer_types"]) != text["num_hidden_layers"]:
+        del text["layer_types"]
+    if block:
+        specs = architecture_of(config).tensors(fused=False, mtp=mtp)
+        listed = [spec.name.removesuffix(".weight") for spec in specs if spec.part and spec.part.listed]
+        config["quantization_config"] = {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": list(block),
+            "modules_to_not_convert": sorted({*listed, "lm_head"}),
+        }
+    return config
 
 
 def write_checkpoint(
@@ -204,6 +272,28 @@ def write_tokenizer(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _drawn(draw: random.Random, spec: Spec) -> Tensor:
+    """Random numbers that give activations of about 1: norms near 1, matrices by their width, biases small."""
+    count = math.prod(spec.shape)
+    if spec.dtype == "F8_E4M3":
+        return Tensor(spec.dtype, spec.shape, bytes(byte & 0xBF for byte in draw.randbytes(count)))  # below 2: no NaN
+    last = spec.name.rpartition(".")[2]
+    if last.endswith("_scale_inv"):
+        mean, spread = 0.1, 0.0
+    elif "norm" in spec.name:
+        mean, spread = 1.0, 0.1
+    elif len(spec.shape) > 1 and "embed" not in spec.name:
+        mean, spread = 0.0, 1.5 / math.sqrt(spec.shape[-1])
+    else:
+        mean, spread = 0.0, 0.3
+    data = array("f", (draw.gauss(mean, spread) for _ in range(count))).tobytes()
+    if spec.dtype == "F32":
+        return Tensor("F32", spec.shape, data)
+    short = bytearray(2 * count)
+    short[0::2], short[1::2] = data[2::4], data[3::4]
+    return Tensor("BF16", spec.shape, bytes(short))
 
 
 def _small(draw: random.Random, *shape: int) -> Tensor:

@@ -1,0 +1,208 @@
+"""What is wrong with a registry and with the disk that it lies on, each with the command that mends it.
+
+Nothing is changed but for probes in locks/ and staging/. A finding is one of three: `damage` (a model or a record is
+not what it should be, or could be lost), `obstacle` (the registry cannot do its work here) or `hint`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gates.errors import SluiceError
+from registry import channels, fs, garbage, links, locks, marker, output, reachable, removal
+from registry.layout import Layout
+
+if TYPE_CHECKING:
+    from registry.store import Store
+
+Severity = Literal["damage", "obstacle", "hint"]
+
+_LITTLE = 64 << 20
+"""Bytes: with less than this free, records are soon refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    severity: Severity
+    what: str
+    where: str
+    remedy: str
+    """A command, or what else to do."""
+
+
+def examine(root: Path) -> list[Finding]:
+    """Everything that is wrong, the worst first.
+
+    Raises:
+        UsageError: there is no registry in `root`, or a newer Sluice made it.
+    """
+    from registry.store import Store
+
+    layout = Layout(root.absolute())
+    marker.check(layout)
+    store = Store(layout)  # as it is: opening it would mend what is to be seen
+    found = list(_ownership(layout))
+    if not found:
+        found += [*_locks(layout), *_links(layout)]
+    for look in (_disk, _blobs, _candidates, _records, _removals, _left):
+        found += _looked(store, look)
+    order = ("damage", "obstacle", "hint")
+    return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def exit_code(found: list[Finding]) -> int:
+    """5 if anything is damaged, 2 if something keeps the registry from its work, 0 if there are hints alone."""
+    severities = {finding.severity for finding in found}
+    return 5 if "damage" in severities else 2 if "obstacle" in severities else 0
+
+
+def render(found: list[Finding]) -> str:
+    if not found:
+        return "nothing is wrong"
+    return "\n".join(f"{each.severity}: {each.what}\n  where: {each.where}\n  to do: {each.remedy}" for each in found)
+
+
+def _looked(store: Store, look: Callable[[Store], Iterator[Finding]]) -> Iterator[Finding]:
+    """What `look` finds, and what it cannot look at."""
+    try:
+        yield from look(store)
+    except SluiceError as error:
+        yield Finding(
+            "damage", error.what, error.where or str(store.layout.root), error.remedy or "registry verify --all"
+        )
+    except OSError as error:
+        where = str(error.filename or store.layout.root)
+        yield Finding("obstacle", f"the system refuses: {error.strerror}", where, "run this as the registry's owner")
+
+
+def _ownership(layout: Layout) -> Iterator[Finding]:
+    """Folders that are missing, or that this process may not write in; files of another user."""
+    ours = os.getuid()
+    take_over = f"sudo chown -R $(id -u):$(id -g) {shlex.quote(str(layout.root))}"
+    for folder in (layout.root, *layout.folders()):
+        if not folder.is_dir():
+            yield Finding("hint", "this folder is missing", str(folder), "any command makes it, such as registry ls")
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            mode = "chmod u+rwx " + shlex.quote(str(folder))
+            remedy = mode if folder.stat().st_uid == ours else take_over
+            yield Finding("obstacle", "nothing can be written in this folder", str(folder), remedy)
+    foreign = [path for path in _everything(layout.root) if path.lstat().st_uid != ours]
+    if foreign:
+        users = ", ".join(str(uid) for uid in sorted({path.lstat().st_uid for path in foreign}))
+        what = f"{len(foreign)} files and folders belong to another user ({users}); this process runs as {ours}"
+        yield Finding("obstacle", what, str(foreign[0]), take_over)
+
+
+def _everything(root: Path) -> Iterator[Path]:
+    yield root
+    for base, folders, names in os.walk(root):
+        yield from (Path(base, name) for name in (*folders, *names))
+
+
+def _locks(layout: Layout) -> Iterator[Finding]:
+    for works, whom in ((locks.work, "a second descriptor"), (locks.work_between_processes, "another process")):
+        if not works(layout.locks):
+            what = (
+                f"locks do not lock here: {whom} gets one that is held. Nothing is lost by it; work may be done twice"
+            )
+            remedy = "let one process at a time work on the registry, or move it to a file system of this machine"
+            yield Finding("hint", what, str(layout.locks), remedy)
+
+
+def _links(layout: Layout) -> Iterator[Finding]:
+    for kind, error in links.refused(layout.staging).items():
+        if kind == "exchange":
+            what = f"two folders cannot be exchanged in one step here ({error}): --replace leaves a gap of a moment"
+            yield Finding("hint", what, str(layout.staging), "let nothing load a candidate while its name is replaced")
+        else:
+            what = f"the file system refuses {kind}: {error}"
+            yield Finding("obstacle", what, str(layout.staging), "move the registry to ext4, XFS, Btrfs, ZFS or APFS")
+
+
+def _disk(store: Store) -> Iterator[Finding]:
+    root = store.layout.root
+    free = shutil.disk_usage(root).free
+    sizes = {name: store.candidate(name).manifest.size for name in store.names() if removal.sound(store, name)}
+    largest = max(sizes, key=lambda name: sizes[name], default=None)
+    remedy = "registry gc --dry-run lists what could go; registry df says what is large"
+    if free < _LITTLE:
+        yield Finding("obstacle", f"the disk is full: {output.size(free)} are free", str(root), remedy)
+    elif largest is not None and free < sizes[largest]:
+        what = f"{output.size(free)} are free; {largest}, the largest candidate, has {output.size(sizes[largest])}"
+        yield Finding("hint", what, str(root), remedy)
+    inodes = os.statvfs(root)
+    if inodes.f_files and inodes.f_favail < 1000:
+        yield Finding("obstacle", f"only {inodes.f_favail} more files can be made", str(root), remedy)
+
+
+def _blobs(store: Store) -> Iterator[Finding]:
+    """Blobs are read-only regular files: nothing but a mistake could change one."""
+    writable = []
+    for path in garbage.blobs(store):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            yield Finding("damage", "this is called like a blob but is no regular file", str(path), _aside(path))
+        elif mode & 0o222:
+            writable.append(path)
+    if writable:
+        blobs = shlex.quote(str(store.layout.root / "blobs"))
+        remedy = f"find {blobs} -type f -exec chmod a-w {{}} +; then registry verify --all"
+        yield Finding("damage", f"{len(writable)} blobs can be written", str(writable[0]), remedy)
+
+
+def _candidates(store: Store) -> Iterator[Finding]:
+    from registry.verify import verify
+
+    for name in store.names():
+        problems = verify(store, name, full=False)
+        if problems:
+            what = f"{name} is damaged: {problems[0]}" + f" (and {len(problems) - 1} more)" * (len(problems) > 1)
+            folder = store.layout.candidate(name)
+            yield Finding("damage", what, str(folder), f"registry verify {name}; make it again, or registry rm {name}")
+
+
+def _records(store: Store) -> Iterator[Finding]:
+    store.log.verify()
+    channels.verify(store)
+    for channel in channels.names(store):
+        generation = channels.newest(store, channel)
+        link = store.layout.channel(channel)
+        target = store.layout.channel_target(generation.candidate) if generation else None
+        if not link.is_symlink() or str(link.readlink()) != target:
+            what = f"the channel {channel} does not lead to what was promoted last"
+            yield Finding("damage", what, str(link), "any command mends it, such as registry ls")
+
+
+def _removals(store: Store) -> Iterator[Finding]:
+    """Candidates that the log knows and that are gone without a word in it."""
+    for name in sorted(reachable.last_names(store).keys() - set(store.names())):
+        what = f"the candidate {name} is gone, and the log does not say that it was removed"
+        folder = store.layout.candidate(name)
+        yield Finding("hint", what, str(folder), f"registry rm {name} says so; or make it again")
+
+
+def _left(store: Store) -> Iterator[Finding]:
+    """Work that was given up, and what nothing needs."""
+    root = store.layout.root
+    found = garbage.find(store, garbage.Terms())
+    unfinished = sum(found.unfinished.values())
+    if found.unfinished:
+        what = f"{len(found.unfinished)} pieces of unfinished work, {output.size(unfinished)}, that nobody is at"
+        remedy = "run what made them again to go on, or leave them to registry gc"
+        yield Finding("hint", what, str(root / next(iter(found.unfinished))), remedy)
+    if found.size > unfinished:
+        what = f"nothing needs {output.size(found.size - unfinished)} in {len(found.blobs)} files"
+        yield Finding("hint", what, str(root / "blobs"), "registry gc --dry-run lists it, registry gc removes it")
+    if fs.entries(store.layout.trash):
+        yield Finding("hint", "a gc was interrupted", str(store.layout.trash), "registry gc")
+
+
+def _aside(path: Path) -> str:
+    return f"mv {shlex.quote(str(path))} /somewhere/else; then registry verify --all"

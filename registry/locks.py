@@ -1,0 +1,66 @@
+"""Do locks lock? On some network and container file systems they succeed for everybody. Nothing rests on them alone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from registry import fs
+
+_PROBE = "probe"
+_CHILD = """
+import fcntl, os, sys
+try:
+    fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(3)
+"""
+
+
+def held(path: Path) -> bool:
+    """Whether somebody has the lock on the file `path` (False too where locks do not lock)."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except PermissionError:  # it cannot be known
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def work(folder: Path) -> bool:
+    """Whether a lock on a file in `folder` keeps another descriptor out."""
+    return _probed(folder, held)
+
+
+def work_between_processes(folder: Path) -> bool:
+    """Whether it keeps another process out."""
+    command = [sys.executable, "-I", "-c", _CHILD]
+    return _probed(folder, lambda path: subprocess.run([*command, str(path)], check=False).returncode == 3)
+
+
+def _probed(folder: Path, excluded: Callable[[Path], bool]) -> bool:
+    path = folder / f"{_PROBE}.lock"
+    fs.make_lock(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return excluded(path)
+    except BlockingIOError:
+        return True  # another probe has it
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,172 @@
+"""What a prune asks of the machine: the disk exactly, memory and time by arithmetic over the tensors.
+
+    products   of a layer, for each token: 2 for each number of a matrix that every token goes through, and of the top-k
+               experts, which are run twice (once to score them, once to go on through those that stay); and those of
+               attention with all earlier tokens, 2·L·heads·width for a sequence of L tokens
+    time       products / rate + (source + spool's traffic + candidate) / speed of the disk
+    memory     the largest layer, and what the batches in work hold
+
+On a CPU the rate is measured, by the product of an expert with as many tokens as it will be given at a time. On CUDA a
+probe would take device memory, so the rate is assumed, and said to be.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+
+import torch
+
+from registry import plan
+from registry.recipes import Prune
+from stages.common import mtp
+from stages.common.checkpoint import Checkpoint
+from stages.common.experts import ANSWER_BYTES
+from stages.common.memory import used
+from stages.common.preflight import Demand, Reading
+from stages.common.spool import AHEAD
+from stages.common.streaming import dtype_of
+from stages.prune import layers
+
+DISK_RATE = 0.5e9
+"""Bytes a second that are read or written: assumed, since to measure it would be to write."""
+CUDA_RATE = 50e12
+"""Products and sums a second in BF16: assumed."""
+_CUDA_CONTEXT = 600 << 20
+"""Bytes that CUDA, its libraries and the allocator take of a device before the first tensor: assumed."""
+_PROBE = 0.2
+"""Seconds that the probe takes."""
+
+
+def demand_of(checkpoint: Checkpoint, settings: Prune, keep: int, reading: Reading, device: torch.device) -> Demand:
+    """What it takes to prune `checkpoint` to `keep` experts in each layer."""
+    written = _output(checkpoint, settings, keep)
+    if not reading.batches:
+        return Demand(
+            output=written,
+            spool=0,
+            host=used() + max((tensor.size for tensor in checkpoint.tensors.values()), default=0),
+            device=0,
+            seconds=2 * written / DISK_RATE,
+            basis=f"no data are looked at; a disk of {_rate(DISK_RATE, 'B')} is assumed",
+        )
+    asked = layers.cost(checkpoint, device, settings, reading.batches)
+    rate, said = _compute_rate(checkpoint, reading, device)
+    moved = checkpoint.size + asked.traffic + written
+    host, on_device = _memory(checkpoint, settings, reading, device)
+    return Demand(
+        output=written,
+        spool=asked.size,
+        host=host,
+        device=on_device,
+        seconds=_products(checkpoint, settings, reading) / rate + moved / DISK_RATE,
+        basis=f"{said}; a disk of {_rate(DISK_RATE, 'B')} is assumed",
+    )
+
+
+def _output(checkpoint: Checkpoint, settings: Prune, keep: int) -> int:
+    """Bytes of the candidate: its tensors, and the other files as they are."""
+    model = plan.of_tensors(checkpoint.architecture, checkpoint.tensors)
+    terms = plan.Terms(format="bf16", mtp=settings.mtp == "prune")
+    other = sum(path.stat().st_size for name, path in checkpoint.files.items() if name not in checkpoint.shards)
+    return sum(plan.weights(model, terms, experts=keep).values()) + other
+
+
+def _products(checkpoint: Checkpoint, settings: Prune, reading: Reading) -> float:
+    """Multiplications and additions of the whole run."""
+    architecture, text = checkpoint.architecture, checkpoint.architecture.text
+    of_token = 0.0
+    for layer in layers.visited(checkpoint, settings):
+        for kind, shape in _matrices(checkpoint, layer):
+            if kind in ("expert", "experts"):
+                of_token += 2 * 2 * math.prod(shape) * architecture.top_k / architecture.experts
+            else:
+                of_token += 2 * math.prod(shape)
+    heads = text.get("num_attention_heads") or 0
+    width = text.get("v_head_dim") or text.get("head_dim") or text["hidden_size"] // max(1, heads)
+    with_earlier = 2 * architecture.full_attention_layers * heads * width
+    return sum(
+        batch.input_ids.numel() * (of_token + with_earlier * batch.input_ids.shape[1]) for batch in reading.batches
+    )
+
+
+def _matrices(checkpoint: Checkpoint, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, tensor in checkpoint.tensors.items():
+        part = checkpoint.architecture.part(name)
+        if part is not None and part.layer == layer and len(tensor.shape) > 1 and not part.vision:
+            yield part.kind, tensor.shape
+
+
+def _memory(checkpoint: Checkpoint, settings: Prune, reading: Reading, device: torch.device) -> tuple[int, int]:
+    """Bytes at the peak, of the host and of the device."""
+    width, slots = dtype_of(device).itemsize, layers.slots_of(device)
+    of_layer = {
+        layer: sum(math.prod(shape) for _, shape in _matrices(checkpoint, layer))
+        for layer in layers.visited(checkpoint, settings)
+    }
+    weights = max(of_layer.values()) * width
+    largest = max(tensor.size for tensor in checkpoint.tensors.values())  # as it is read, beside its copy
+    tokens = max(batch.input_ids.numel() for batch in reading.batches)
+    longest = max(batch.input_ids.shape[1] for batch in reading.batches)
+    text, architecture = checkpoint.architecture.text, checkpoint.architecture
+    states = tokens * text["hidden_size"] * width
+    answers = min(states * architecture.top_k, ANSWER_BYTES)
+    # in a slot: the states before, between and behind the halves and what attention has of them (about twice as much),
+    # the answers of the experts before and after they are weighted, the mask of a batch with padding, logits of the router
+    working = slots * (8 * states + 2 * answers + tokens * longest + 4 * 4 * tokens * architecture.experts)
+    waiting = (slots + AHEAD) * 2 * states
+    copied = weights // 2  # the experts that stay, while both are there
+    held = sum(batch.input_ids.numel() for batch in reading.batches) * 16
+    if device.type == "cpu":
+        return used() + held + waiting + largest + weights + max(working, copied), 0
+    return used() + held + waiting + largest, _CUDA_CONTEXT + weights + max(working, copied)
+
+
+def _compute_rate(checkpoint: Checkpoint, reading: Reading, device: torch.device) -> tuple[float, str]:
+    """Products and sums a second, and where the number is from."""
+    if device.type != "cpu":
+        return CUDA_RATE, f"{_rate(CUDA_RATE, 'FLOP')} are assumed"
+    architecture = checkpoint.architecture
+    slots = min(layers.slots_of(device), len(reading.batches))
+    at_once = reading.padded * architecture.top_k // architecture.experts // len(reading.batches)
+    rate = _probed(min(4096, max(1, at_once)), *_widths(checkpoint), slots)
+    return rate, f"{_rate(rate, 'FLOP')} were measured with {slots} threads"
+
+
+def _widths(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Of an expert: the width of hidden states, and its own."""
+    hidden = int(checkpoint.architecture.text["hidden_size"])
+    for name, tensor in checkpoint.tensors.items():
+        part = checkpoint.architecture.part(name)
+        if part is not None and part.projection == "down_proj":
+            return hidden, tensor.shape[-1]
+    return hidden, hidden
+
+
+def _probed(tokens: int, hidden: int, inner: int, slots: int) -> float:
+    states, weights = torch.rand(tokens, hidden), torch.rand(inner, hidden)
+    done = [0] * slots
+    ends = time.perf_counter() + _PROBE
+
+    def work(slot: int) -> None:
+        torch.set_num_threads(1)  # as the prune's own threads have it
+        while time.perf_counter() < ends:
+            torch.nn.functional.linear(states, weights)
+            done[slot] += 1
+
+    begun = time.perf_counter()
+    threads = [threading.Thread(target=work, args=[slot]) for slot in range(slots)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return 2.0 * tokens * hidden * inner * sum(done) / (time.perf_counter() - begun)
+
+
+def _rate(rate: float, unit: str) -> str:
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if rate >= factor:
+            return f"{rate / factor:.1f} {letter}{unit}/s"
+    return f"{rate:.0f} {unit}/s"

@@ -1,0 +1,242 @@
+"""The Hugging Face Hub, as far as its client asks: repositories in memory behind the Hub's own paths.
+
+    with Hub() as hub:
+        commit = hub.repository("org/model").commit({"config.json": b"{}", "model.safetensors": data})
+        subprocess.run([...], env=os.environ | hub.environment(tmp_path))
+
+Weights are stored as the Hub stores them: large files answer with a redirect to a storage on another host, which asks
+for no token. `requests` are all that came; `faults` change answers. The client is the real one: what it asks for that
+is not here is answered with 404.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+LARGE = (".safetensors", ".bin", ".model")
+"""What is kept in the large file storage."""
+
+_MODEL = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?")
+_FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_STORED = re.compile(r"/storage/([0-9a-f]{64})")
+
+
+@dataclass
+class Repository:
+    """`history` is every commit's files by name; `branches` and tags name commits."""
+
+    history: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    gated: bool = False
+    token: str | None = None
+    """Without it a private repository looks as if it were not there."""
+
+    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
+        """Makes these the files of a branch, and gives the commit's digest."""
+        text = b"".join(name.encode() + hashlib.sha256(data).digest() for name, data in sorted(files.items()))
+        commit = hashlib.sha1(text + str(len(self.history)).encode()).hexdigest()  # noqa: S324 - as git does
+        self.history[commit] = dict(files)
+        self.branches[branch] = commit
+        return commit
+
+    def files(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        commit = self.branches.get(revision, revision)
+        return (commit, self.history[commit]) if commit in self.history else None
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    authorization: str | None
+    range: str | None
+    agent: str
+
+
+@dataclass
+class Answer:
+    """What comes back. `cut` bytes of the body are sent, and then nothing more."""
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    cut: int | None = None
+
+
+Fault = Callable[[Request, Answer], Answer | None]
+"""Is shown each request and its answer; what it gives is answered instead, if anything."""
+
+
+class Hub:
+    """A server on a port of its own; its files are given by `repository`."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.requests: list[Request] = []
+        self.faults: list[Fault] = []
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def storage(self) -> str:
+        """The same server by another name, so that the client takes it for another host."""
+        return f"http://localhost:{self._server.server_port}"
+
+    def __enter__(self) -> Hub:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def repository(self, name: str, **about: Any) -> Repository:
+        return self.repositories.setdefault(name, Repository(**about))
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """What makes the real client talk to this Hub, and keep what it remembers in `home`."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_TOKEN": "",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+
+    def fetched(self, name: str) -> list[Request]:
+        """The requests for the bytes of the file `name`, at whichever commit."""
+        digests = {
+            hashlib.sha256(files[name]).hexdigest()
+            for repository in self.repositories.values()
+            for files in repository.history.values()
+            if name in files and name.endswith(LARGE)
+        }
+        stored = {f"/storage/{digest}" for digest in digests}
+        return [
+            each
+            for each in self.requests
+            if each.method == "GET" and (each.path in stored or (not stored and each.path.endswith(f"/{name}")))
+        ]
+
+    def answer(self, request: Request) -> Answer:
+        """What this Hub answers, faults and all."""
+        with self._lock:
+            self.requests.append(request)
+        answer = self._answer(request)
+        for fault in list(self.faults):
+            answer = fault(request, answer) or answer
+        return answer
+
+    def _answer(self, request: Request) -> Answer:
+        if match := _STORED.fullmatch(request.path):
+            return self._stored(match[1], request)
+        if match := _MODEL.fullmatch(request.path):
+            return self._found(match[1], match[2] or "main", request, lambda *found: _described(match[1], *found))
+        if match := _FILE.fullmatch(request.path):
+            return self._found(match[1], match[2], request, lambda *found: self._file(match[3], request, *found))
+        return Answer(404)
+
+    def _found(
+        self, name: str, revision: str, request: Request, then: Callable[[str, dict[str, bytes]], Answer]
+    ) -> Answer:
+        repository = self.repositories.get(name)
+        if repository is None or (repository.token and request.authorization != f"Bearer {repository.token}"):
+            return Answer(401, {"X-Error-Code": "RepoNotFound"}, b'{"error":"Repository not found"}')
+        found = repository.files(revision)
+        if found is None:
+            return Answer(404, {"X-Error-Code": "RevisionNotFound"}, b'{"error":"Invalid rev id"}')
+        if repository.gated and _FILE.fullmatch(request.path):
+            return Answer(403, {"X-Error-Code": "GatedRepo"}, b'{"error":"gated"}')
+        return then(*found)
+
+    def _file(self, name: str, request: Request, commit: str, files: dict[str, bytes]) -> Answer:
+        if name not in files:
+            return Answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        data = files[name]
+        if not name.endswith(LARGE):
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{_git_digest(data)}"'}
+            return _part(data, request.range, headers)
+        digest = hashlib.sha256(data).hexdigest()
+        linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": commit}
+        return Answer(302, linked | {"Location": f"{self.storage}/storage/{digest}"})
+
+    def _stored(self, digest: str, request: Request) -> Answer:
+        for repository in self.repositories.values():
+            for files in repository.history.values():
+                for data in files.values():
+                    if hashlib.sha256(data).hexdigest() == digest:
+                        return _part(data, request.range, {"ETag": f'"{digest}"'})
+        return Answer(404)
+
+
+def _described(name: str, commit: str, files: dict[str, bytes]) -> Answer:
+    siblings: list[dict[str, Any]] = []
+    for file, data in sorted(files.items()):
+        large = {"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}}
+        siblings.append(
+            {"rfilename": file, "size": len(data), "blobId": _git_digest(data)}
+            | (large if file.endswith(LARGE) else {})
+        )
+    about = {"id": name, "modelId": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
+    return Answer(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
+
+
+def _part(data: bytes, wanted: str | None, headers: dict[str, str]) -> Answer:
+    match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
+    if match is None:
+        return Answer(200, headers, data)
+    first, last = int(match[1]), min(int(match[2] or len(data) - 1), len(data) - 1)
+    return Answer(206, headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"}, data[first : last + 1])
+
+
+def _git_digest(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324 - as git does
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            answer = hub.answer(self._request())
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(answer.body[: answer.cut])
+            if answer.cut is not None:
+                self.close_connection = True
+
+        do_HEAD = do_GET  # noqa: N815 - as http.server wants
+
+        def log_message(self, *_: object) -> None:
+            """Nothing: a test's output is its own."""
+
+        def _request(self) -> Request:
+            path = unquote(urlsplit(self.path).path)
+            headers = self.headers
+            return Request(
+                self.command, path, headers.get("Authorization"), headers.get("Range"), headers.get("User-Agent", "")
+            )
+
+    return Handler

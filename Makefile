@@ -84,12 +84,13 @@ python:
 	@.venv-$*/$(INSTALL) --require-hashes -r locks/test.txt
 	@touch $@
 
-# Needs uv. torch is in no lock: an override that never applies leaves it out.
+# Needs uv. torch is in no lock: an override that never applies leaves it out. Prune comes first, for transformers says
+# which huggingface-hub the others may have.
 LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 	--override locks/no-torch.in --no-emit-package torch --extra build
 locks: ## resolve every lock again, newest versions (needs uv)
-	@$(LOCK) --upgrade -o locks/core.txt
-	@$(LOCK) --upgrade --extra prune -c locks/core.txt -o locks/prune.txt
+	@$(LOCK) --upgrade --extra prune -o locks/prune.txt
+	@$(LOCK) --upgrade -c locks/prune.txt -o locks/core.txt
 	@$(LOCK) --upgrade --extra eval -c locks/prune.txt -o locks/eval.txt
 	@$(LOCK) --upgrade --extra train -c locks/prune.txt -o locks/train.txt
 	@$(LOCK) --upgrade --extra test -c locks/prune.txt -o locks/test.txt

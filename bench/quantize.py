@@ -36,7 +36,14 @@ REAL = {"layers": 3, "experts": 256, "vocabulary": 248_320}
 SMALL = {"layers": 3, "experts": 32, "vocabulary": 32_768}
 SHARD = 3 << 30
 CHUNK = 16 << 20
-LEFT_OUT = ("re:.*mlp.gate$", "re:.*shared_expert_gate$", "re:.*in_proj_[ab]$", "re:.*conv1d$", "re:.*embed_tokens$")
+LEFT_OUT = (
+    "re:.*mlp.gate$",
+    "re:.*pre_fc_norm_.*",
+    "re:.*shared_expert_gate$",
+    "re:.*in_proj_[ab]$",
+    "re:.*conv1d$",
+    "re:.*embed_tokens$",
+)
 """With lm_head and mtp.fc, what the official FP8 checkpoints leave as it is."""
 
 

@@ -37,13 +37,16 @@ class Noise:
         return math.sqrt(self.lost / self.power) if self.power else 0.0
 
 
-def quantize_block(weight: torch.Tensor, *, name: str, noise: Noise | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_block(
+    weight: torch.Tensor, *, name: str, noise: Noise | None = None, every: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The weight in E4M3 and its scales, on the device that the weight is on.
 
     Args:
         weight: [out, in], BF16, F16 or F32. Blocks at the edges may be partial.
         name: the tensor's name, for messages.
         noise: what the cast costs is added to it.
+        every: measure it on the first of so many rows of blocks. (Measuring takes longer than casting.)
 
     Returns:
         float8_e4m3fn [out, in], and float32 [⌈out/128⌉, ⌈in/128⌉], each scale positive and finite.
@@ -68,7 +71,7 @@ def quantize_block(weight: torch.Tensor, *, name: str, noise: Noise | None = Non
         scaled = band.float() / spread
         codes = quantized[begin : begin + BLOCK]
         codes.copy_(scaled)
-        if noise is not None:
+        if noise is not None and number % every == 0:
             _add_noise(noise, scaled, codes, spread)
     return quantized, scales
 

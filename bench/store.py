@@ -151,7 +151,7 @@ def _listed(repeats: int, folder: Path) -> list[Measured]:
     empty.write_text("import typer\n\napp = typer.Typer()\n\n\n@app.command()\ndef main() -> None: ...\n\n\napp()\n")
     root = folder / "many"
     measure("fill", [sys.executable, "bench/store.py", "--worker", "fill", "--source", folder, "--target", root])
-    ls = [sys.executable, "-c", "from registry.cli import main; main()", "ls", "--root", root]
+    ls = [sys.executable, "-m", "registry", "ls", "--root", root]
     fastest: dict[str, Measured] = {}
     for _ in range(repeats * 5):
         for label, command in (

@@ -55,15 +55,25 @@ def loads(data: bytes, *, where: str | None = None) -> Any:
 def is_written_as(value: Any, data: bytes) -> bool:
     """Whether `data` is the canonical bytes of `value`; as `dumps(value) == data`, and mostly much faster.
 
-    Python's own encoder, which is written in C, differs from RFC 8785 in whole and in very large and small floats, and
-    in the order of keys beyond the 16-bit characters. Where nothing in `data` looks like these, it decides.
+    Python's own encoder, which is written in C, differs from RFC 8785 in whole floats (which are whole numbers there),
+    in very large and small ones, and in the order of keys beyond the 16-bit characters. Where nothing in `data` looks
+    like these, it decides.
 
     Raises:
         ValueError: as `dumps`.
     """
-    if not _DIFFERS.search(data) and _ENCODER.encode(value).encode() == data:
+    if not _DIFFERS.search(data) and _ENCODER.encode(_whole(value)).encode() == data:
         return True
     return dumps(value) == data
+
+
+def _whole(value: Any) -> Any:
+    """`value` with whole numbers for whole floats."""
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def digest(data: bytes) -> str:

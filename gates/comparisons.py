@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gates import statistics
-from gates.evidence import Item, Pool, Tally
+from gates.evidence import Item, Pool
+from gates.pooling import Tally
 from gates.statistics import Difference, Interval
 
 

@@ -1,36 +1,21 @@
 """Evidence: rows become totals, are held against what the header says, and are pooled under equal conditions.
 
-All arithmetic is exact: a number counts as the decimal that is written, so 84.9 is 849/10 and a
-sum does not depend on its order.
+What is added up with what, and how, says `gates.pooling`.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from gates import canonical
+from gates import canonical, pooling
 from gates.errors import IntegrityError
+from gates.pooling import Group, Run, Tally, exact, tally
 from gates.records import Conditions, Evidence, Row, Score, Totals
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """Points out of points, exactly. `items` are distinct: an item that was asked three times counts once."""
-
-    points: Fraction
-    of: Fraction
-    items: int
-
-    @property
-    def percent(self) -> Fraction:
-        """The score, from 0 to 100. There must be something to score (`of` above 0)."""
-        return 100 * self.points / self.of
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,36 +136,37 @@ def pools(
         evidence: by digest; of one candidate.
         rows: those of each evidence, by its digest; without them the pools know no items.
     """
-    groups: dict[tuple[str, str], dict[str, Evidence]] = defaultdict(dict)
-    for digest in sorted(evidence):
-        each = evidence[digest]
-        group = groups[each.pack, conditions_key(digest, each)]
-        if each.rows is None or all(each.rows != other.rows for other in group.values()):
-            group[digest] = each
     pooled: dict[str, dict[str, Pool]] = defaultdict(dict)
-    for (pack, key), group in sorted(groups.items()):
-        pooled[pack][key] = _pool(group, rows or {})
+    for (pack, key), group in pooling.groups({digest: run(each) for digest, each in evidence.items()}).items():
+        pooled[pack][key] = _pool(evidence, group, rows or {})
     return dict(pooled)
 
 
 def conditions_key(digest: str, evidence: Evidence) -> str:
     """Equal for evidence that may be compared. Rows under conditions that are not all known stand alone."""
-    if evidence.rows is not None and unknown(evidence.conditions):
-        return digest
-    known = {field: value for field, value in evidence.conditions.model_dump(mode="json").items() if value is not None}
-    return canonical.digest(canonical.dumps(known))
+    return pooling.key(digest, run(evidence))
 
 
-def exact(number: float) -> Fraction:
-    """The decimal that a float is written as: 84.9 is 849/10."""
-    return Fraction(Decimal(repr(number)))
+def run(evidence: Evidence) -> Run:
+    """What of one evidence is added up."""
+    return Run(
+        pack=evidence.pack,
+        rows=evidence.rows,
+        conditions=evidence.conditions.model_dump(mode="json"),
+        missing=evidence.totals.missing,
+        overall=evidence.totals.overall,
+    )
 
 
 def _score(rows: Iterable[Row]) -> Score:
     rows = list(rows)
-    points = sum((exact(row.points or 0) for row in rows), Fraction())
-    of = sum((exact(row.of) for row in rows), Fraction())
+    points, of = _exact_sum(row.points or 0 for row in rows), _exact_sum(row.of for row in rows)
     return Score(points=float(points), of=float(of), items=len({row.item for row in rows}))
+
+
+def _exact_sum(numbers: Iterable[float]) -> Fraction:
+    """Many rows have the same few numbers, and fractions are slow: each number is added once, times how often."""
+    return sum((exact(number) * times for number, times in Counter(numbers).items()), Fraction())
 
 
 def _parse(rows: bytes) -> tuple[list[Row], list[str]]:
@@ -242,20 +228,21 @@ def _sum(score: Score) -> Iterable[str]:
         yield f"{score.of:g} points over {score.items} items"
 
 
-def _pool(group: Mapping[str, Evidence], rows: Mapping[str, Sequence[Row]]) -> Pool:
-    counted = {digest: each for digest, each in group.items() if each.totals.missing == 0} or dict(group)
-    runs = list(counted.values())
+def _pool(evidence: Mapping[str, Evidence], group: Group, rows: Mapping[str, Sequence[Row]]) -> Pool:
+    runs = [evidence[digest] for digest in group.counted]
     names = sorted({name for each in runs for name in each.totals.categories})
     empty = Score(points=0, of=0, items=0)
     return Pool(
         conditions=runs[0].conditions,
-        totals_alone=all(each.rows is None for each in group.values()),
-        overall=_tally([each.totals.overall for each in runs]),
-        categories={name: _tally([each.totals.categories.get(name, empty) for each in runs]) for name in names},
+        totals_alone=all(evidence[digest].rows is None for digest in group.every),
+        overall=tally(each.totals.overall for each in runs),
+        categories={name: tally(each.totals.categories.get(name, empty) for each in runs) for name in names},
         runs=sum(each.repeats for each in runs),
         missing=sum(each.totals.missing for each in runs),
-        left_out=len(group) - len(counted),
-        items=_items([rows[digest] for digest in counted]) if all(digest in rows for digest in counted) else None,
+        left_out=len(group.every) - len(group.counted),
+        items=_items([rows[digest] for digest in group.counted])
+        if all(digest in rows for digest in group.counted)
+        else None,
     )
 
 
@@ -267,14 +254,6 @@ def _items(runs: Sequence[Sequence[Row]]) -> dict[str, Item]:
             facts[row.item] = row.category, row.of
             shares[row.item].append(row.points / row.of)
     return {item: Item(*facts[item], tuple(shares[item])) for item in sorted(shares)}
-
-
-def _tally(scores: list[Score]) -> Tally:
-    return Tally(
-        points=sum((exact(score.points) for score in scores), Fraction()),
-        of=sum((exact(score.of) for score in scores), Fraction()),
-        items=max(score.items for score in scores),
-    )
 
 
 def flat(value: Any) -> str:

@@ -15,6 +15,8 @@ from gates.errors import IntegrityError
 
 FORMAT: Literal[1] = 1
 
+_RESTORE = "restore it from a backup, or move it out of the registry: then registry doctor says what is missing"
+
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256 in hexadecimal."""
 
@@ -44,15 +46,18 @@ class Record(BaseModel):
         Raises:
             IntegrityError: not canonical JSON of this record's shape.
         """
-        value = canonical.loads(data, where=where)
         try:
-            record = cls.model_validate(value)
+            record = cls.model_validate(canonical.loads(data, where=where))
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise IntegrityError(f"not a {cls.__name__}: {field}: {first['msg']}", where=where) from None
+            found = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+            raise IntegrityError(f"this is no {cls.__name__}: {found}", where=where, remedy=_RESTORE) from None
+        except IntegrityError as error:
+            error.remedy = _RESTORE
+            raise
         if not record._is_written_as(data):
-            raise IntegrityError(f"this {cls.__name__} is not in canonical form", where=where)
+            what = f"this {cls.__name__} is not in canonical form"
+            raise IntegrityError(what, where=where, remedy=_RESTORE)
         return record
 
     def _is_written_as(self, data: bytes) -> bool:

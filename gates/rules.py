@@ -15,8 +15,9 @@ from typing import Any
 
 from gates import statistics, wording
 from gates.comparisons import Comparison, compare, score, tally_of
-from gates.evidence import Pool, Tally, exact
+from gates.evidence import Pool
 from gates.policy import Demand, Drop, Floor, Gain, Guard, Paired, Policy, Rule, compares, kind, plain
+from gates.pooling import Tally, exact
 from gates.records import RuleResult, Status
 from gates.wording import count
 

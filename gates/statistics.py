@@ -28,7 +28,7 @@ _AT_ONCE = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where the true value lies, in points; each end holds with `confidence` by itself."""
+    """Where the true value lies, in points. Each end holds with 95 % by itself, so both make a 90 % interval."""
 
     low: float
     high: float

@@ -11,11 +11,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
-from gates.evidence import Pool, check_header, conditions_key, exact, flat, incomparable, pools, unknown
+from gates.evidence import Pool, check_header, conditions_key, flat, incomparable, pools, unknown
 from gates.policy import Gate, Policy
+from gates.pooling import exact
 from gates.records import Evidence, GateResult, Row, Verdict, Waiver
 from gates.rules import WORST_FIRST, Pools, Sides, results, sides
 from gates.wording import count
@@ -77,20 +78,6 @@ def judge(
         # left out where there are none, as it was before there were any
         **({"waivers": tuple(sorted(each.identity() for each in used.values()))} if used else {}),
     )
-
-
-def worst(found: Iterable[Verdict]) -> Verdict | None:
-    """A failure or an Invalid one before an Inconclusive one, before a Pass; None of none.
-
-    An Inconclusive one against nothing counts only where it stands alone: it says that nobody named a baseline.
-    """
-    best_last = {"Pass": 2, "Inconclusive": 1}
-
-    def rank(verdict: Verdict) -> int:
-        unasked = verdict.verdict == "Inconclusive" and verdict.baseline is None
-        return 3 if unasked else best_last.get(verdict.verdict, 0)
-
-    return min(found, key=rank, default=None)
 
 
 def _strangers(owner: str | None, evidence: Mapping[str, Evidence]) -> list[str]:

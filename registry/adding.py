@@ -6,6 +6,7 @@ From the Hub it comes by `registry.hub`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
-from registry import bulk, commits, fs, hub, output, sources, taking
+from registry import bulk, commits, fs, hub, locks, output, sources, taking
 from registry.checkpoint import inspect
 from registry.layout import checked_name
 from registry.manifests import File, Inputs, files_digest
@@ -132,7 +133,8 @@ def _commit(
 def _check_place(store: Store, given: sources.Folder, *, move: bool) -> None:
     """
     Raises:
-        UsageError: the registry lies in the source; or its files are to be moved and lie in the registry, or are links.
+        UsageError: the registry lies in the source; or its files are to be moved and lie in the registry, are links, or
+            are open for writing.
     """
     root = store.layout.root.resolve()
     if root.is_relative_to(given.root):
@@ -148,6 +150,13 @@ def _check_place(store: Store, given: sources.Folder, *, move: bool) -> None:
         raise UsageError(
             f"links cannot be moved, and {links[0]} is one", where=str(given.root), remedy="add it without --move"
         )
+    for path in given.files.values():
+        if locks.written(path):  # what they write next would be lost, or change a blob
+            raise UsageError(
+                "somebody has this file open for writing",
+                where=str(path),
+                remedy="wait until they are done; then run this again",
+            )
 
 
 def _found(store: Store, name: str, given: sources.Folder, *, replace: bool) -> Candidate | None:
@@ -244,15 +253,32 @@ def _remove(store: Store, given: sources.Folder, files: Mapping[str, File], befo
     for name, path in given.files.items():
         blob = store.layout.blob(files[name].digest)
         held = blob.is_file() and blob.stat().st_size == files[name].size
-        if held and (path.samefile(blob) or taking.state_of(path) == before[name]):
-            fs.remove_tree(path)
+        if held and (
+            path.samefile(blob)
+            or taking.state_of(path) == before[name]
+            # to be made a blob changes a file's state: also that of one which turned out to have another's bytes
+            or bulk.hash_file(path)[0] == files[name].digest
+        ):
+            _remove_one(path)
         else:
             kept.append(name)
     for folder in sorted({path.parent for path in given.files.values()}, reverse=True):
         if not any(folder.iterdir()):
-            fs.remove_tree(folder)
+            with contextlib.suppress(OSError):  # an empty folder that is in another's hurts nobody
+                fs.remove_tree(folder)
     if kept:
         output.hint(f"left in {given.root}, for they changed meanwhile: {', '.join(kept)}")
+
+
+def _remove_one(path: Path) -> None:
+    try:
+        fs.remove_tree(path)
+    except OSError as error:
+        raise UsageError(
+            f"the model is in the registry, but its source cannot be removed: {error.strerror}",
+            where=str(path),
+            remedy="remove the source yourself, or run this again once it can be",
+        ) from None
 
 
 def _inputs(files: dict[str, File], origin: Mapping[str, str]) -> Inputs:

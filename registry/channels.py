@@ -6,6 +6,7 @@ process that made it did not get that far.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,8 @@ from gates.errors import IntegrityError, UsageError
 from gates.records import Digest, Name, Record
 from registry import commits, fs, output
 from registry.layout import numbered
-from registry.log import numbers, signature
+from registry.log import signature
+from registry.plain import numbers
 
 if TYPE_CHECKING:
     from registry.store import Store
@@ -91,6 +93,16 @@ def served(store: Store) -> dict[str, str]:
     """The name of the candidate that each channel serves."""
     newest = {channel: current(store, channel) for channel in names(store)}
     return {channel: generation.candidate for channel, generation in newest.items() if generation}
+
+
+def shown(store: Store) -> dict[str, str]:
+    """As `served`, to be shown: without channels that are damaged, of which opening the registry has spoken."""
+    found = {}
+    for channel in names(store):
+        with contextlib.suppress(IntegrityError):
+            if (generation := current(store, channel)) is not None:
+                found[channel] = generation.candidate
+    return found
 
 
 def create(store: Store, generation: Generation) -> bool:
@@ -233,5 +245,6 @@ def _read(store: Store, channel: str, number: int) -> Generation:
     path = store.layout.generations(channel) / numbered(number)
     generation = Generation.from_bytes(fs.read(path, f"generation {number}"), where=str(path))
     if (generation.channel, generation.number) != (channel, number):
-        raise IntegrityError("this generation lies where it does not belong", where=str(path))
+        remedy = "restore it from a backup, or move it out of the registry"
+        raise IntegrityError("this generation lies where it does not belong", where=str(path), remedy=remedy)
     return generation

@@ -7,7 +7,6 @@ a name and whenever it is verified. Headers alone are read, so this takes moment
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
+from registry import fs
 from registry.completeness import problems_of
 from registry.contents import forbidden
 from registry.facts import Problem, facts_of
@@ -27,6 +27,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 _LARGEST_CONFIG = 16_000_000
+_AGAIN = "fetch or make it again"
 
 
 def inspect(folder: Path, files: Mapping[str, Path] | None = None) -> Shape:
@@ -44,9 +45,7 @@ def inspect(folder: Path, files: Mapping[str, Path] | None = None) -> Shape:
         more = [str(problem) for problem in problems[:10]] + (
             [f"and {len(problems) - 10} more"] if problems[10:] else []
         )
-        raise IntegrityError(
-            "the checkpoint is not whole:\n  " + "\n  ".join(more), where=str(folder), remedy="fetch or make it again"
-        )
+        raise IntegrityError("the checkpoint is not whole:\n  " + "\n  ".join(more), where=str(folder), remedy=_AGAIN)
     return shape
 
 
@@ -100,10 +99,14 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
             f"config.json cannot be read: {error.strerror}", where=str(path), remedy="is this a model's folder?"
         ) from None
     if len(data) > _LARGEST_CONFIG:
-        raise IntegrityError(f"config.json is larger than {_LARGEST_CONFIG} bytes", where=str(path))
-    config = canonical.loads(data, where=str(path))
+        raise IntegrityError(f"config.json is larger than {_LARGEST_CONFIG} bytes", where=str(path), remedy=_AGAIN)
+    try:
+        config = canonical.loads(data, where=str(path))
+    except IntegrityError as error:
+        error.remedy = _AGAIN
+        raise
     if not isinstance(config, dict):
-        raise IntegrityError("config.json holds no object", where=str(path))
+        raise IntegrityError("config.json holds no object", where=str(path), remedy=_AGAIN)
     return config
 
 
@@ -137,7 +140,7 @@ def quantization_block(config: dict[str, Any], *, where: str | None = None) -> t
 def _walk(folder: Path) -> dict[str, Path]:
     """Everything below `folder` that is no folder, by name; a link to a folder is none."""
     found = {}
-    for base, folders, names in os.walk(folder):
+    for base, folders, names in fs.walk(folder):
         links = [name for name in folders if Path(base, name).is_symlink()]
         for name in sorted([*names, *links]):
             path = Path(base, name)

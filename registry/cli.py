@@ -1,4 +1,4 @@
-"""The command line: `registry`. Each command reads its words, calls the registry, and prints what came of it.
+"""The commands of `registry`. Each reads its words, calls the registry, and prints what came of it.
 
 Data goes to stdout (JSON with `--json`), hints and progress to stderr. Exit codes: 0 done, or the verdict Pass · 1 a
 gate failed · 2 bad input · 3 Inconclusive · 4 evidence that cannot be trusted · 5 integrity · 6 busy · 130 interrupted.
@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 
 from gates.errors import UsageError
 from registry import output
-from registry.commands import ROOT, CandidateName, Channel, Json, Root, housekeeping, judgement, planning
-from registry.store import Store
+from registry.commands import CandidateName, Channel, Json, Root, housekeeping, judgement, opened, planning
+from registry.layout import ROOT
 
 
 class Commands(TyperGroup):
@@ -44,15 +44,11 @@ app.add_typer(housekeeping.app)
 app.add_typer(planning.app)
 
 
-def main() -> None:
-    """Runs the command line and exits with its code."""
-    app()
-
-
 @app.command()
 def init(root: Root = ROOT) -> None:
     """Make an empty registry. Doing it again changes nothing. Beside compose.yaml, .env says whose the files are."""
     from registry import ownership
+    from registry.store import Store
 
     store = Store.init(root)
     output.hint(f"registry at {store.layout.root}")
@@ -74,7 +70,7 @@ def add(
     root: Root = ROOT,
 ) -> None:
     """Take in a model from a folder, which stays as it is, or from the Hub. Run again, it goes on where it stopped."""
-    candidate = Store.open(root).add(name, source, move=move, replace=replace)
+    candidate = opened(root).add(name, source, move=move, replace=replace)
     output.text(f"{candidate.name}  {candidate.digest[:12]}  {output.size(candidate.manifest.size)}")
 
 
@@ -83,16 +79,7 @@ def ls(root: Root = ROOT, json: Json = False) -> None:
     """List the candidates: mix, depth, scores, verdict, size; an arrow marks what is served."""
     from registry import overview
 
-    found = overview.lines(Store.open(root))
-    if json:
-        output.data([asdict(line) for line in found])
-    elif found:
-        output.text(overview.render(found))
-    else:
-        output.hint("no candidates yet; take one in with: registry add NAME FOLDER")
-    for line in found:
-        if line.damage:
-            output.hint(f"{line.name} is damaged: {line.damage}; registry verify {line.name} says what is wrong")
+    overview.show(root, json=json)
 
 
 @app.command()
@@ -108,10 +95,10 @@ def show(
     from registry import details, serving
 
     if command:
-        words = ["vllm", *serving.command(Store.open(root), name)]
+        words = ["vllm", *serving.command(opened(root), name)]
         output.data(words) if json else output.text(shlex.join(words))
         return
-    found = details.of(store := Store.open(root), store.candidate(name))
+    found = details.of(store := opened(root), store.candidate(name))
     if json:
         output.data(found.to_json())
     else:
@@ -121,7 +108,7 @@ def show(
 @app.command()
 def path(name: CandidateName, root: Root = ROOT) -> None:
     """Print the folder to load, resolved once: vllm serve $(registry path best)"""
-    output.text(str(Store.open(root).candidate(name).resolved()))
+    output.text(str(opened(root).candidate(name).resolved()))
 
 
 @app.command()
@@ -134,7 +121,7 @@ def serve(
     """Serve a candidate with vLLM under the flags that it was judged with. This process becomes the server."""
     from registry import serving
 
-    words = serving.command(Store.open(root), name, host=host, port=port)
+    words = serving.command(opened(root), name, host=host, port=port)
     program = serving.program()
     output.hint(shlex.join(["vllm", *words]))
     os.execve(program, [str(program), *words], os.environ | serving.OFFLINE)  # noqa: S606 - no shell is wanted
@@ -144,7 +131,7 @@ def serve(
 def verify(
     name: Annotated[str | None, typer.Argument(help="A candidate or a channel.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every candidate.")] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Structure alone: sizes, headers, names, links.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Structure alone: sizes, headers, links, scales.")] = False,
     root: Root = ROOT,
     json: Json = False,
 ) -> int:
@@ -154,7 +141,7 @@ def verify(
 
     if (name is None) is not every:
         raise UsageError("say which candidate, or --all", remedy="registry verify NAME, or registry verify --all")
-    store = Store.open(root)
+    store = opened(root)
     names = store.names() if every else [name or ""]
     found = {each: problems_of(store, each, full=not fast) for each in names}
     if not fast:
@@ -178,7 +165,7 @@ def lineage(
     """Draw what a candidate was made from, back to where its model came from, and what was made from it."""
     from registry import lineage as lines
 
-    found = lines.trees(Store.open(root), name)
+    found = lines.trees(opened(root), name)
     if json:
         output.data([asdict(tree) for tree in found])
     elif found:
@@ -200,7 +187,7 @@ def compare(
     """In which settings two candidates differ, how they scored, and which control would tell why."""
     from registry import comparison
 
-    store = Store.open(root)
+    store = opened(root)
     found = comparison.of(store, store.candidate(left), store.candidate(right), project=project)
     if json:
         output.data(asdict(found))
@@ -221,7 +208,7 @@ def derive(
     """Make a candidate with another chat template, tokenizer or generation config. Weights are shared, not copied."""
     from registry import deriving
 
-    candidate = deriving.derive(Store.open(root), name, new, deriving.parsed(files), replace=again)
+    candidate = deriving.derive(opened(root), name, new, deriving.parsed(files), replace=again)
     output.text(f"{candidate.name}  {candidate.digest[:12]}  {output.size(candidate.manifest.size)}")
 
 
@@ -244,7 +231,7 @@ def promote(
 
     if (name is None) is not best:
         raise UsageError("say which candidate, or --best", remedy="registry promote NAME, or registry promote --best")
-    store = Store.open(root)
+    store = opened(root)
     rules = judging.read_policy(policy) if policy else None
     chosen = name or ranking.best(store, judging.policy_of(store, policy, channel=channel)).name
     generation = promotion.promote(store, chosen, channel=channel, policy=rules, override=override, reason=reason)
@@ -260,7 +247,7 @@ def rollback(
     """Serve again what was served before, as a new generation."""
     from registry import promotion
 
-    generation = promotion.rollback(Store.open(root), channel=channel, to=to)
+    generation = promotion.rollback(opened(root), channel=channel, to=to)
     output.text(f"{channel} → {generation.candidate} (generation {generation.number})")
 
 
@@ -275,7 +262,7 @@ def log(
     """Every change and every override, oldest first: when, who, what."""
     from registry import channels
 
-    store = Store.open(root)
+    store = opened(root)
     if check:
         store.log.verify()
         channels.verify(store)

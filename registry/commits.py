@@ -214,7 +214,7 @@ def _take(store: Store, name: str, folder: Path, known: dict[str, File] | None) 
 
 def _regular_files(folder: Path) -> dict[str, Path]:
     found = {}
-    for base, folders, names in os.walk(folder):
+    for base, folders, names in fs.walk(folder):
         for entry in (*folders, *names):
             path = Path(base, entry)
             mode = path.lstat().st_mode
@@ -301,7 +301,10 @@ def _take_name(store: Store, name: str, folder: Path, *, replace: bool) -> None:
     except FileExistsError:
         if not replace:
             return  # somebody else just took it; asked again, `Store.made` says who
-        fs.exchange(folder, target)
+        try:
+            fs.exchange(folder, target)
+        except FileNotFoundError:
+            return  # somebody else just removed it; the name is free when this is asked again
         try:
             refuse_served(store, name)  # promoted at the same moment, where locks do not work
         except UsageError:

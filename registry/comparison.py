@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gates import pooling
 from gates.errors import SluiceError
-from gates.evidence import incomparable, pools
+from gates.evidence import incomparable, pools, run
 from gates.records import Evidence
 from registry import choices, history, lineage, overview, retractions
 from registry.choices import Overlap
@@ -45,7 +46,7 @@ def of(store: Store, left: Candidate, right: Candidate, *, project: Path = Path(
     one, other = (Side(each.name, lineage.chain(store, each)) for each in (left, right))
     found = history.differences(history.settings(one.chain), history.settings(other.chain))
     evidence = retractions.standing(store, left.digest), retractions.standing(store, right.digest)
-    ours, theirs = (overview.scores(each) for each in evidence)
+    ours, theirs = (pooling.scores({digest: run(each) for digest, each in known.items()}) for known in evidence)
     packs = sorted(ours.keys() & theirs.keys())
     between: list[Control] = []
     if len(found) > 1:

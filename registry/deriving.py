@@ -78,7 +78,11 @@ def derive(store: Store, source: str, name: str, files: Mapping[str, Path], *, r
     problems = verify(store, parent.name, full=False)
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
-        raise IntegrityError(f"{parent.name} is damaged, and so would be what is made of it:{listed}")
+        raise IntegrityError(
+            f"{parent.name} is damaged, and so would be what is made of it:{listed}",
+            where=str(parent.folder),
+            remedy="add or make it again, which mends it",
+        )
     changed = {file: File(digest=store.put(data), size=len(data)) for file, data in contents.items()}
     return commits.assemble(store, name, inputs, {**parent.manifest.files, **changed}, replace=replace)
 

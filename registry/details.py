@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gates.records import Evidence, Verdict
-from registry import channels, history, lineage, output, overview
+from registry import channels, history, holding, lineage, output
 from registry.manifests import Manifest
 from registry.store import Candidate, Store
 
@@ -42,13 +42,13 @@ def of(store: Store, candidate: Candidate) -> Details:
         name=candidate.name,
         digest=candidate.digest,
         folder=str(candidate.resolved()),
-        channels=tuple(channel for channel, name in channels.served(store).items() if name == candidate.name),
+        channels=tuple(channel for channel, name in channels.shown(store).items() if name == candidate.name),
         manifest=candidate.manifest,
         settings={field: setting.value for field, setting in history.settings(chain).items()},
         ancestry=tuple(digest for digest, _ in chain),
         evidence=store.evidence(candidate.digest),
         verdicts=store.verdicts(candidate.digest),
-        standing=overview.standing(store, candidate),
+        standing=holding.standing(store.layout, candidate.digest),
     )
 
 

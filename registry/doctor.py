@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gates.errors import SluiceError
-from registry import channels, fs, garbage, links, locks, marker, output, reachable, removal
+from registry import channels, fs, garbage, links, locks, marker, output, ownership, reachable, removal
 from registry.layout import Layout
 
 if TYPE_CHECKING:
@@ -49,9 +49,8 @@ def examine(root: Path) -> list[Finding]:
     marker.check(layout)
     store = Store(layout)  # as it is: opening it would mend what is to be seen
     found = list(_ownership(layout))
-    if not found:
-        found += [*_locks(layout), *_links(layout)]
-    for look in (_disk, _blobs, _candidates, _records, _removals, _left):
+    looks = (_disk, _blobs, _candidates, _records, _removals, _left)
+    for look in looks if found else (_locks, _links, *looks):
         found += _looked(store, look)
     order = ("damage", "obstacle", "hint")
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -79,7 +78,8 @@ def _looked(store: Store, look: Callable[[Store], Iterator[Finding]]) -> Iterato
         )
     except OSError as error:
         where = str(error.filename or store.layout.root)
-        yield Finding("obstacle", f"the system refuses: {error.strerror}", where, "run this as the registry's owner")
+        remedy = output.remedy(error) or "run this as the registry's owner"
+        yield Finding("obstacle", f"the system refuses: {error.strerror}", where, remedy)
 
 
 def _ownership(layout: Layout) -> Iterator[Finding]:
@@ -92,6 +92,8 @@ def _ownership(layout: Layout) -> Iterator[Finding]:
         elif not os.access(folder, os.W_OK | os.X_OK):
             mode = "chmod u+rwx " + shlex.quote(str(folder))
             remedy = mode if folder.stat().st_uid == ours else take_over
+            if os.statvfs(folder).f_flag & os.ST_RDONLY:
+                remedy = ownership.REMOUNT
             yield Finding("obstacle", "nothing can be written in this folder", str(folder), remedy)
     foreign = [path for path in _everything(layout.root) if path.lstat().st_uid != ours]
     if foreign:
@@ -106,24 +108,26 @@ def _everything(root: Path) -> Iterator[Path]:
         yield from (Path(base, name) for name in (*folders, *names))
 
 
-def _locks(layout: Layout) -> Iterator[Finding]:
+def _locks(store: Store) -> Iterator[Finding]:
+    folder = store.layout.locks
     for works, whom in ((locks.work, "a second descriptor"), (locks.work_between_processes, "another process")):
-        if not works(layout.locks):
+        if not works(folder):
             what = (
                 f"locks do not lock here: {whom} gets one that is held. Nothing is lost by it; work may be done twice"
             )
             remedy = "let one process at a time work on the registry, or move it to a file system of this machine"
-            yield Finding("hint", what, str(layout.locks), remedy)
+            yield Finding("hint", what, str(folder), remedy)
 
 
-def _links(layout: Layout) -> Iterator[Finding]:
-    for kind, error in links.refused(layout.staging).items():
+def _links(store: Store) -> Iterator[Finding]:
+    folder = store.layout.staging
+    for kind, error in links.refused(folder).items():
         if kind == "exchange":
             what = f"two folders cannot be exchanged in one step here ({error}): --replace leaves a gap of a moment"
-            yield Finding("hint", what, str(layout.staging), "let nothing load a candidate while its name is replaced")
+            yield Finding("hint", what, str(folder), "let nothing load a candidate while its name is replaced")
         else:
             what = f"the file system refuses {kind}: {error}"
-            yield Finding("obstacle", what, str(layout.staging), "move the registry to ext4, XFS, Btrfs, ZFS or APFS")
+            yield Finding("obstacle", what, str(folder), "move the registry to ext4, XFS, Btrfs, ZFS or APFS")
 
 
 def _disk(store: Store) -> Iterator[Finding]:
@@ -181,8 +185,14 @@ def _records(store: Store) -> Iterator[Finding]:
 
 
 def _removals(store: Store) -> Iterator[Finding]:
-    """Candidates that the log knows and that are gone without a word in it."""
-    for name in sorted(reachable.last_names(store).keys() - set(store.names())):
+    """Candidates that the log does not know, and those that it knows and that are gone without a word in it."""
+    logged = reachable.last_names(store)
+    for name in store.names():
+        if removal.sound(store, name) and logged.get(name) != store.candidate(name).digest:
+            what = f"the log does not say how {name} came here: its entry was interrupted, or entries are lost"
+            remedy = "add or make it again, or promote it: that writes the entry; if there were more, restore log/"
+            yield Finding("hint", what, str(store.layout.log), remedy)
+    for name in sorted(logged.keys() - set(store.names())):
         what = f"the candidate {name} is gone, and the log does not say that it was removed"
         folder = store.layout.candidate(name)
         yield Finding("hint", what, str(folder), f"registry rm {name} says so; or make it again")

@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 TEMPORARY = ".tmp-"
 """How the name of everything unfinished begins."""
 
+RESTORE = "restore it from a backup, or make again what it belongs to; registry doctor says what else is damaged"
+
 RESERVE = "locks/reserve"
 """A file below a registry's root whose room is given up for records when the disk is full."""
 
@@ -295,7 +297,7 @@ def read(path: Path, what: str) -> bytes:
         raise
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise IntegrityError(f"the {what} {reason}", where=str(path)) from None
+        raise IntegrityError(f"the {what} {reason}", where=str(path), remedy=RESTORE) from None
 
 
 def contents(path: Path) -> bytes:
@@ -305,10 +307,13 @@ def contents(path: Path) -> bytes:
         OSError: there is none, or something that is no file.
     """
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(reading, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(reading).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read()
+        with open(reading, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(reading)
 
 
 def sync_file(path: Path) -> None:
@@ -330,6 +335,20 @@ def entries(folder: Path) -> list[str]:
         return [name for name in _names(folder) if not name.startswith(".")]
     except FileNotFoundError:
         return []
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`; but a folder that cannot be read is an error, and none without files. What is gone is passed over.
+
+    Raises:
+        OSError: where `os.walk` says nothing and goes on.
+    """
+
+    def refused(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    return os.walk(folder, onerror=refused)
 
 
 def _linked(file: Path, path: Path) -> bool:

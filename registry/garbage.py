@@ -195,7 +195,7 @@ def _tree(path: Path) -> Iterator[Path]:
     yield path
     if path.is_symlink():
         return
-    for base, folders, names in os.walk(path):
+    for base, folders, names in fs.walk(path):
         yield from (Path(base, name) for name in (*folders, *names))
 
 

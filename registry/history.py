@@ -169,15 +169,6 @@ def is_stacked(chain: Chain) -> bool:
     return sum(manifest.inputs.op == "prune" for _, manifest in chain) > 1
 
 
-def pruned_with(chain: Chain) -> tuple[str | None, str | None]:
-    """The calibration mix's name and the compression (decimal text) of the newest prune in a chain."""
-    for _, manifest in chain:
-        if manifest.inputs.op == "prune":
-            mix = manifest.inputs.mix
-            return (mix.name if mix else None), manifest.inputs.settings.get("compression")
-    return None, None
-
-
 def _of_step(chain: Chain, number: int) -> dict[str, Setting]:
     manifest = chain[number][1]
     inputs = manifest.inputs

@@ -10,17 +10,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gates import canonical, evidence, verdicts
+from gates import canonical, evidence, standing, verdicts
 from gates.errors import IntegrityError, UsageError
 from gates.evidence import Checked
 from gates.policy import Policy, parse_policy
 from gates.records import Evidence, Verdict, exit_code
-from registry import channels, output, retractions, waivers
+from registry import channels, output, plain, retractions, waivers
 from registry.recipes import read_text
 from registry.store import Candidate, Store
 
+Read = dict[str, Checked]
+"""The rows that were read and checked already, by their evidence's digest. What is read is added."""
 
-def judge(store: Store, name: str, *, policy: Policy, baseline: str | None) -> Verdict:
+
+def judge(store: Store, name: str, *, policy: Policy, baseline: str | None, read: Read | None = None) -> Verdict:
     """Judges the candidate by everything that is known of it and its baseline, records the verdict and logs it.
 
     A candidate that already is its own baseline (it was promoted to that channel) cannot be compared with itself: the
@@ -28,6 +31,7 @@ def judge(store: Store, name: str, *, policy: Policy, baseline: str | None) -> V
 
     Args:
         name: a candidate's or a channel's name; `baseline` likewise, or None to compare with nothing.
+        read: spares a report, right afterwards, reading everything again.
 
     Raises:
         UsageError: there is no such candidate.
@@ -36,11 +40,13 @@ def judge(store: Store, name: str, *, policy: Policy, baseline: str | None) -> V
     candidate = store.candidate(name)
     against = store.candidate(baseline) if baseline is not None else None
     if against is not None and against.digest == candidate.digest:
-        standing = fresh(store, candidate, policy.identity())
-        if standing is not None:
+        held = fresh(store, candidate, policy.identity())
+        if held is not None:
             output.hint(f"{name} is its own baseline by now; its verdict from before still holds")
-            return standing
-    verdict = _judged(store, policy, candidate.digest, against.digest if against else None)
+            return held
+    verdict = _judged(
+        store, policy, candidate.digest, against.digest if against else None, {} if read is None else read
+    )
     store.put(policy.to_bytes())
     _log(store, candidate.name, verdict, store.add_verdict(verdict))
     return verdict
@@ -57,8 +63,8 @@ def fresh(store: Store, candidate: Candidate, policy_digest: str) -> Verdict | N
         IntegrityError: the policy, a verdict or a record of evidence is damaged.
     """
     recorded = store.verdicts(candidate.digest).values()
-    standing = [verdict for verdict in recorded if verdict.policy == policy_digest and _holds(store, verdict)]
-    return verdicts.worst(standing)
+    holding = [verdict for verdict in recorded if verdict.policy == policy_digest and _holds(store, verdict)]
+    return standing.worst(holding)
 
 
 def _holds(store: Store, verdict: Verdict) -> bool:
@@ -95,7 +101,7 @@ def evaluated(store: Store, *, other_than: str | None) -> list[str]:
     """The candidates that have evidence, but for the one that all are compared with; says which have none."""
     baseline = store.candidate(other_than).digest if other_than is not None else None
     candidates = [store.candidate(name) for name in store.names()]
-    known = {each.name: each for each in candidates if retractions.standing_digests(store, each.digest)}
+    known = {each.name: each for each in candidates if plain.standing(store.layout, each.digest)}
     if missing := [each.name for each in candidates if each.name not in known]:
         output.hint(f"not judged, for they were never evaluated: {', '.join(missing)}")
     return [name for name, each in known.items() if each.digest != baseline]
@@ -116,10 +122,11 @@ def stored_policy(store: Store, digest: str) -> Policy:
     return parse_policy(store.read(digest).decode(), where=f"policy {digest[:12]}")
 
 
-def _judged(store: Store, policy: Policy, candidate: str, baseline: str | None) -> Verdict:
+def _judged(store: Store, policy: Policy, candidate: str, baseline: str | None, read: Read | None = None) -> Verdict:
     ours = retractions.standing(store, candidate)
     theirs = retractions.standing(store, baseline) if baseline is not None else {}
-    known = {digest: checked(store, each) for digest, each in (ours | theirs).items()}
+    read = {} if read is None else read
+    known = {digest: checked(store, digest, each, read) for digest, each in (ours | theirs).items()}
     complaints = [
         f"{each.pack}, evidence {digest[:12]}: {what}"
         for digest, each in (ours | theirs).items()
@@ -138,13 +145,15 @@ def _judged(store: Store, policy: Policy, candidate: str, baseline: str | None) 
     )
 
 
-def checked(store: Store, each: Evidence) -> Checked:
-    """Reads the rows of one evidence out of the store; damaged or missing ones are a complaint."""
-    try:
-        rows = store.read(each.rows) if each.rows is not None else None
-    except IntegrityError as error:
-        return Checked((), (f"its rows cannot be read: {error.what}",))
-    return evidence.check(each, rows)
+def checked(store: Store, digest: str, each: Evidence, read: Read) -> Checked:
+    """Reads the rows of one evidence out of the store, unless that was done; damaged ones are a complaint."""
+    if digest not in read:
+        try:
+            rows = store.read(each.rows) if each.rows is not None else None
+            read[digest] = evidence.check(each, rows)
+        except IntegrityError as error:
+            read[digest] = Checked((), (f"its rows cannot be read: {error.what}",))
+    return read[digest]
 
 
 def _log(store: Store, name: str, verdict: Verdict, digest: str) -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from gates.errors import UsageError
 
+ROOT = Path("models")
+"""The root where neither --root nor the environment names one."""
+
+ROOT_VARIABLE = "SLUICE_ROOT"
+
 FORMAT = 1
+
+KIND = "sluice-registry"
+"""What format.json says that a registry is."""
 
 _FOLDERS = (
     "blobs/sha256",
@@ -21,6 +29,7 @@ _FOLDERS = (
     "channels",
     "generations",
     "log",
+    "mixes",
     "staging",
     "trash",
     "leases",
@@ -64,6 +73,14 @@ class Layout:
     def trash(self) -> Path:
         """What gc takes away lies here for a moment, before it is removed or put back."""
         return self.root / "trash"
+
+    @property
+    def mixes(self) -> Path:
+        """What was frozen of mixes, by the digest of what defines them."""
+        return self.root / "mixes"
+
+    def mix(self, definition: str) -> Path:
+        return self.mixes / f"{checked_digest(definition)}.json"
 
     @property
     def locks(self) -> Path:

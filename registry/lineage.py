@@ -73,7 +73,7 @@ def trees(store: Store, name: str | None = None) -> list[Node]:
     line = None
     if wanted is not None:
         line = {wanted.digest, *_above(wanted.digest, found.parents)}
-    served = channels.served(store)
+    served = channels.shown(store)
     roots = [digest for digest, parent in found.parents.items() if parent is None]
     return [
         _node(root, found, served, line, wanted.digest if wanted else None)
@@ -145,7 +145,7 @@ def _about(manifest: Manifest, found: _Known) -> str:
     if inputs.op == "derive":
         return ", ".join(f"{file} {digest[:12]}" for file, digest in inputs.settings["replaced"].items())
     if inputs.op != "prune":
-        return ", ".join(f"{value}" for value in inputs.settings.values())
+        return str(inputs.settings.get("format", ""))
     parts = [str(inputs.settings.get("compression")), str(inputs.settings.get("criterion"))]
     parts += [f"mix {inputs.mix.name} {inputs.mix.rows[:12]}"] if inputs.mix else []
     parts += [f"{manifest.shape.experts} experts"]

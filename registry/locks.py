@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +42,30 @@ def held(path: Path) -> bool:
     return False
 
 
+def written(path: Path) -> bool:
+    """Whether somebody has the file `path` open for writing; False too where the system does not tell (not Linux, a
+    network, another's file).
+
+    A read lease is given only where nobody has (fcntl(2)). It is given back at once; whoever wants to write in between
+    waits for that, and the signal about it is one that nobody heeds.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def work(folder: Path) -> bool:
     """Whether a lock on a file in `folder` keeps another descriptor out."""
     return _probed(folder, held)
@@ -53,8 +79,11 @@ def work_between_processes(folder: Path) -> bool:
 
 def _probed(folder: Path, excluded: Callable[[Path], bool]) -> bool:
     path = folder / f"{_PROBE}.lock"
-    fs.make_lock(path)
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fs.make_lock(path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # where nothing can be written no lock can be tried
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return excluded(path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import getpass
 import os
 import platform
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,10 +24,9 @@ from gates.errors import IntegrityError
 from gates.records import Digest, Record
 from registry import fs
 from registry.layout import numbered
+from registry.plain import numbers
 
 _RESTORE = "restore this file from a backup; entries are never rewritten"
-
-_NUMBERED = re.compile(r"(\d{8})\.json")
 
 
 class Entry(Record):
@@ -49,7 +47,11 @@ class Entry(Record):
         Raises:
             IntegrityError: also if the entry is not what its seal says.
         """
-        entry = super().from_bytes(data, where=where)
+        try:
+            entry = super().from_bytes(data, where=where)
+        except IntegrityError as error:
+            error.remedy = _RESTORE
+            raise
         if entry.seal is not None:
             whole = entry._digest_without("seal") == entry.seal
         else:  # one flipped bit in the seal's name must not make the entry one without a seal
@@ -190,9 +192,3 @@ def signature() -> dict[str, str]:
         user = str(os.getuid())
     time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"time": time, "user": user, "host": platform.node()}
-
-
-def numbers(folder: Path) -> list[int]:
-    """The numbers of the numbered records in `folder`, ascending; other names are passed over."""
-    found = (_NUMBERED.fullmatch(name) for name in fs.entries(folder))
-    return [int(match[1]) for match in found if match]

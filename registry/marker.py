@@ -8,9 +8,7 @@ import os
 from gates.errors import IntegrityError, UsageError
 from gates.records import Record
 from registry import fs
-from registry.layout import FORMAT, Layout
-
-KIND = "sluice-registry"
+from registry.layout import FORMAT, KIND, Layout
 
 
 class Format(Record):

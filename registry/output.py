@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -53,12 +54,27 @@ def _refused(error: OSError) -> UsageError:
         if found is not None:
             return found
     where = str(error.filename) if error.filename else None
-    return UsageError(f"the system refuses: {error.strerror or error}", where=where)
+    return UsageError(f"the system refuses: {error.strerror or error}", where=where, remedy=remedy(error))
+
+
+def remedy(error: OSError) -> str | None:
+    """What to do about what the system refused, where one can tell."""
+    full = "free room on that disk (registry gc, registry df; df -i counts files), then run this again"
+    return {
+        errno.ENOSPC: full,
+        errno.EDQUOT: full,
+        errno.EROFS: "this is mounted read-only: mount it so that it can be written, or name another folder",
+        errno.EACCES: "look at whose it is and what its owner allows (ls -ld), or run this as its owner",
+        errno.EPERM: "look at whose it is and what its owner allows (ls -ld), or run this as its owner",
+        errno.EIO: "the disk fails, or the network to it: look at the system's log; then registry verify --all",
+        errno.ENOTDIR: "a file lies where a folder belongs, or a folder where a file does: registry doctor",
+        errno.EISDIR: "a file lies where a folder belongs, or a folder where a file does: registry doctor",
+    }.get(error.errno or 0)
 
 
 def hint(text: str) -> None:
     """A line for people, on stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(_printable(text) + "\n")
     sys.stderr.flush()
 
 
@@ -70,7 +86,14 @@ def data(value: Any) -> None:
 
 def text(line: str) -> None:
     """A line of a command's result, on stdout."""
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(_printable(line) + "\n")
+
+
+def _printable(text: str) -> str:
+    """What somebody called a file, or gave as a reason, must not steer the terminal: such letters are written out."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(letter if letter in "\n\t" or letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def size(count: int) -> str:

@@ -1,19 +1,28 @@
-"""All candidates at a glance: what each was made of, what it scored, what its verdict is, which one is served."""
+"""All candidates at a glance: what each was made of, what it scored, what its verdict is, which one is served.
+
+`registry ls` must feel instant, so records are read as plain JSON here (`registry.plain`). Their classes are imported
+only where something is wrong with a candidate, to say what.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gates import verdicts
-from gates.errors import IntegrityError, UsageError
-from gates.evidence import pools
-from gates.records import Evidence, Verdict
-from registry import channels, history, lineage, output, retractions, waivers
-from registry.manifests import Manifest
-from registry.store import Candidate, Store
+from gates import pooling
+from gates.errors import SluiceError
+from gates.pooling import Points, Run
+from registry import holding, output, plain, settled
+from registry.layout import Layout
+
+if TYPE_CHECKING:
+    from gates.records import Evidence
+    from registry.retractions import Retraction
+
+_MISSHAPEN = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,87 +46,53 @@ class Line:
     damage: str | None = None
 
 
-def lines(store: Store) -> list[Line]:
-    """Every candidate: a model before what was made from it, names in order. Damage is said of the one that has it."""
-    served = _served(store)
+def show(root: Path, *, json: bool) -> None:
+    """Prints the candidates of the registry in `root`: what is served and what is damaged is mended or said first.
+
+    Raises:
+        UsageError: there is no registry, or a newer Sluice made it.
+        IntegrityError: format.json is damaged.
+    """
+    layout = Layout(root.absolute())
+    served = settled.served(layout)
+    if served is None:
+        from registry.store import Store
+
+        Store.open(root)
+    found = lines(layout, served)
+    if json:
+        output.data([asdict(line) for line in found])
+    elif found:
+        output.text(render(found))
+    else:
+        output.hint("no candidates yet; take one in with: registry add NAME FOLDER")
+    for line in found:
+        if line.damage:
+            output.hint(f"{line.name} is damaged: {line.damage}; registry verify {line.name} says what is wrong")
+
+
+def lines(layout: Layout, served: Mapping[str, str] | None = None) -> list[Line]:
+    """Every candidate: a model before what was made from it, names in order. Damage is said of the one that has it.
+
+    Args:
+        served: the candidate of each channel, if that was found already (`settled.served`).
+    """
+    if served is None:
+        served = settled.served(layout)
+    if served is None:
+        served = _served(layout)
     found: list[tuple[bool, Line]] = []
-    known: dict[str, Manifest] = {}
-    for name in store.names():
+    known: dict[str, dict[str, Any]] = {}
+    for name in plain.names(layout):
         by = tuple(channel for channel, candidate in served.items() if candidate == name)
         try:
-            candidate = store.candidate(name)
-            made_from = candidate.manifest.inputs.parent is not None
-            found.append((made_from, _line(store, candidate, by, known)))
-        except (IntegrityError, UsageError) as error:
-            if os.path.lexists(store.layout.candidate(name)):  # otherwise it was removed at this moment
+            found.append(_line(layout, name, by, known))
+        except SluiceError as error:
+            if os.path.lexists(layout.candidate(name)):  # otherwise it was removed at this moment
                 found.append((True, Line(name=name, channels=by, damage=error.what)))
+        except _MISSHAPEN:
+            found.append((True, Line(name=name, channels=by, damage=_damage(layout, name))))
     return [line for _, line in sorted(found, key=lambda each: (each[0], each[1].name))]
-
-
-def _served(store: Store) -> dict[str, str]:
-    """What each channel serves, without those that are damaged: opening the registry has said so."""
-    found = {}
-    for channel in channels.names(store):
-        with contextlib.suppress(IntegrityError):
-            if (generation := channels.current(store, channel)) is not None:
-                found[channel] = generation.candidate
-    return found
-
-
-def _line(store: Store, candidate: Candidate, served_by: tuple[str, ...], known: dict[str, Manifest]) -> Line:
-    known[candidate.digest] = candidate.manifest
-    mix, compression = history.pruned_with(lineage.chain(store, candidate, known))
-    shape = candidate.manifest.shape
-    return Line(
-        name=candidate.name,
-        channels=served_by,
-        digest=candidate.digest,
-        op=candidate.manifest.inputs.op,
-        mix=mix,
-        compression=compression,
-        experts=shape.experts,
-        quantization=shape.quantization,
-        scores=scores(retractions.standing(store, candidate.digest)),
-        verdict=standing(store, candidate),
-        size=candidate.manifest.size,
-    )
-
-
-def scores(evidence: Mapping[str, Evidence]) -> dict[str, tuple[float, ...]]:
-    """The score on each pack, pooled over all evidence taken under the same conditions, as gates pool it."""
-    pooled = pools(evidence).items()
-    found = {
-        pack: tuple(float(each.overall.percent) for each in known.values() if each.overall.of) for pack, known in pooled
-    }
-    return {pack: values for pack, values in sorted(found.items()) if values}
-
-
-def standing(store: Store, candidate: Candidate) -> str | None:
-    """What the candidate stands under: of each policy, the worst verdict that still rests on all evidence there is.
-
-    'stale' if there were verdicts and none does.
-    """
-    recorded = store.verdicts(candidate.digest)
-    current = [verdict for verdict in recorded.values() if rests_on_all(store, verdict)]
-    if not current:
-        return "stale" if recorded else None
-    policies = sorted({verdict.policy for verdict in current})
-    by_policy = [verdicts.worst(each for each in current if each.policy == policy) for policy in policies]
-    return ", ".join(dict.fromkeys(verdict.verdict for verdict in by_policy if verdict))
-
-
-def rests_on_all(store: Store, verdict: Verdict) -> bool:
-    """Whether the evidence is still what it was, and whatever was waived still is."""
-
-    def agrees(digest: str | None, used: tuple[str, ...]) -> bool:
-        return set(used) == (retractions.standing_digests(store, digest) if digest else set())
-
-    if not (agrees(verdict.candidate, verdict.evidence) and agrees(verdict.baseline, verdict.baseline_evidence)):
-        return False
-    if not verdict.waivers:
-        return True
-    holding = {each.identity() for each in waivers.of(store, verdict.candidate) if each.expires >= waivers.today(store)}
-    return holding.issuperset(verdict.waivers)
 
 
 def render(found: list[Line]) -> str:
@@ -138,7 +113,7 @@ def scores_text(scores: Sequence[float]) -> str:
     return " / ".join(f"{score:.1f}" for score in scores) or "-"
 
 
-def evidence_cells(digest: str, each: Evidence, retraction: retractions.Retraction | None) -> tuple[str, ...]:
+def evidence_cells(digest: str, each: Evidence, retraction: Retraction | None) -> tuple[str, ...]:
     """One evidence as a line of a table."""
     overall, conditions = each.totals.overall, each.conditions
     return (
@@ -164,3 +139,92 @@ def _cells(line: Line, packs: list[str]) -> list[str]:
         "-" if line.size is None else output.size(line.size),
         "".join(f"← {channel}" for channel in line.channels),
     ]
+
+
+def _served(layout: Layout) -> dict[str, str]:
+    from registry import channels
+    from registry.store import Store
+
+    return channels.shown(Store(layout))
+
+
+def _line(layout: Layout, name: str, served_by: tuple[str, ...], known: dict[str, dict[str, Any]]) -> tuple[bool, Line]:
+    """Whether the candidate was made from another, and its line.
+
+    Raises:
+        SluiceError: something of it is damaged.
+        one of _MISSHAPEN: something is not what it should be; which, its class says.
+    """
+    digest = plain.linked_manifest(layout.candidate(name))
+    manifest, *above = _ancestry(layout, digest, known)
+    mix, compression = _pruned_with([manifest, *above])
+    shape = manifest["shape"]
+    line = Line(
+        name=name,
+        channels=served_by,
+        digest=digest,
+        op=manifest["inputs"]["op"],
+        mix=mix,
+        compression=compression,
+        experts=shape["experts"],
+        quantization=shape["quantization"],
+        scores=_scores(layout, digest),
+        verdict=holding.standing(layout, digest),
+        size=sum(file["size"] for file in manifest["files"].values()),
+    )
+    return bool(above), line
+
+
+def _ancestry(layout: Layout, digest: str, known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A manifest and those it was made from, newest first. What is read is added to `known`."""
+    next_digest: str | None = digest
+    while next_digest is not None:
+        manifest = known.get(next_digest)
+        if manifest is None:
+            manifest = known[next_digest] = plain.manifest(layout, next_digest)
+        yield manifest
+        next_digest = manifest["inputs"]["parent"]
+
+
+def _pruned_with(chain: Sequence[Mapping[str, Any]]) -> tuple[str | None, str | None]:
+    """The calibration mix's name and the compression (decimal text) of the newest prune in a chain."""
+    for inputs in (manifest["inputs"] for manifest in chain):
+        if inputs["op"] == "prune":
+            mix = inputs.get("mix")
+            return (mix["name"] if mix else None), inputs["settings"].get("compression")
+    return None, None
+
+
+def _scores(layout: Layout, manifest: str) -> dict[str, tuple[float, ...]]:
+    """The score on each pack, pooled over all evidence taken under the same conditions, as gates pool it."""
+    recorded = plain.records(layout.evidence(manifest), manifest)
+    gone = plain.digests(layout.retractions(manifest)) if recorded else []
+    return pooling.scores({digest: _run(each) for digest, each in recorded.items() if digest not in gone})
+
+
+def _run(evidence: Mapping[str, Any]) -> Run:
+    totals = evidence["totals"]
+    overall = totals["overall"]
+    return Run(
+        pack=evidence["pack"],
+        rows=evidence.get("rows"),
+        conditions=evidence["conditions"],
+        missing=totals["missing"],
+        overall=Points(float(overall["points"]), float(overall["of"]), overall["items"]),
+    )
+
+
+def _damage(layout: Layout, name: str) -> str:
+    """What is wrong with a candidate whose records are not what they should be, in the words of their classes."""
+    from registry import lineage
+    from registry.store import Store
+
+    store = Store(layout)
+    try:
+        candidate = store.candidate(name)
+        lineage.chain(store, candidate)
+        store.evidence(candidate.digest)
+        store.verdicts(candidate.digest)
+    except SluiceError as error:
+        return error.what
+    return "its records cannot be read"

@@ -12,6 +12,9 @@ IN_CONTAINER = Path("/models")
 """Where compose.yaml mounts the registry. SLUICE_MODELS says there what that folder is called outside."""
 
 
+REMOUNT = "the file system is mounted read-only: mount it so that it can be written, or name another folder"
+
+
 def check(root: Path) -> None:
     """Says at once, and not after an hour's work, that nothing can be written.
 
@@ -55,6 +58,8 @@ def explain(root: Path, path: Path, *, owner: tuple[int, int], ours: int, outsid
 
 def _refused(root: Path, path: Path) -> UsageError:
     state = path.stat()
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return UsageError("the registry cannot be written", where=str(path), remedy=REMOUNT)
     outside = os.environ.get("SLUICE_MODELS") if root == IN_CONTAINER else None
     return explain(root, path, owner=(state.st_uid, state.st_gid), ours=os.getuid(), outside=outside)
 

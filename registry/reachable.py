@@ -12,7 +12,6 @@ needed (manifest, calibration rows, evidence, verdicts, …), and no model.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -107,6 +106,8 @@ def blobs(
     for channel in fs.entries(store.layout.root / "generations"):
         for _, data in _contents(store.layout.generations(channel)):
             found |= references(data)
+    for _, data in _contents(store.layout.mixes):
+        found |= references(data)
     for folder in (store.layout.candidates, *staging):
         found |= linked(folder)
     return found | _leased(store)
@@ -119,7 +120,7 @@ def references(data: bytes) -> set[str]:
 def linked(folder: Path) -> set[str]:
     """What the links below `folder` lead to, by digest: also of a candidate that is damaged or not named any more."""
     found = set()
-    for base, folders, names in os.walk(folder):
+    for base, folders, names in fs.walk(folder):
         for path in (Path(base, name) for name in (*folders, *names)):
             if path.is_symlink() and DIGEST.fullmatch(target := path.readlink().name):
                 found.add(target)
@@ -204,8 +205,20 @@ def _checked(folder: Path) -> Iterator[tuple[Path, bytes]]:
 
 def _contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
     for name in fs.entries(folder):
-        with contextlib.suppress(FileNotFoundError):  # taken away since
-            yield folder / name, fs.contents(folder / name)
+        path = folder / name
+        try:
+            data = fs.contents(path)
+        except FileNotFoundError:  # taken away since
+            continue
+        except PermissionError:  # whose registry it is, not what is in it
+            raise
+        except OSError as error:
+            raise IntegrityError(
+                f"this is no record that could be read, so what it refers to is not known: {error.strerror}",
+                where=str(path),
+                remedy="restore it from a backup, or move it out of the registry",
+            ) from None
+        yield path, data
 
 
 def _without_model(data: bytes) -> bytes:

@@ -225,17 +225,18 @@ def experts_kept(
 
     Args:
         groups: n_group, the equal groups that a router chooses from first.
-        groups_used: topk_group, how many of them a token's experts come from; None is all.
+        groups_used: topk_group, how many of them a token's experts come from; None is all, or a router without groups.
 
     Raises:
         UsageError: nothing would be removed, or fewer would stay than the router needs for `top_k`.
     """
     kept = ceil(experts * (1 - Fraction(compression)))
     kept = -(-kept // groups) * groups
-    least = _least_experts(top_k, groups, groups_used or groups)
+    grouped = groups > 1 or groups_used is not None
+    least = _least_experts(top_k, groups, groups_used or groups) if grouped else top_k
     if kept < least:
         needs = f"each token is routed to {top_k}"
-        if groups > 1:
+        if grouped:
             needs += f" from {groups_used or groups} of {groups} groups, which takes {least}"
         raise UsageError(
             f"compression {compression} leaves {kept} of {experts} experts, but {needs}",
@@ -252,9 +253,8 @@ def experts_kept(
 
 
 def _least_experts(top_k: int, groups: int, groups_used: int) -> int:
-    """A group is ranked by its best two experts (DeepSeek-V3), so two stay in each where there are groups."""
-    in_each = -(-top_k // groups_used)
-    return groups * max(in_each, 2) if groups > 1 else in_each
+    """A group is ranked by its best two experts (DeepSeek-V3), be it the only one, so two stay in each."""
+    return groups * max(-(-top_k // groups_used), 2)
 
 
 def _rounded_up(compression: Fraction) -> str:

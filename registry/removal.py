@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gates.errors import IntegrityError, UsageError
-from registry import channels, commits, fs, overview, reachable
+from registry import channels, commits, fs, holding, reachable
 from registry.layout import checked_name
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def dependents(store: Store, name: str, manifest: str | None, *, keep_generation
         if other.manifest.inputs.parent == manifest:
             found.append(f"{other.name} is made from it")
         for verdict in store.verdicts(other.digest).values():
-            if verdict.baseline == manifest and overview.rests_on_all(store, verdict):
+            if verdict.baseline == manifest and holding.rests_on_all(store.layout, verdict):
                 found.append(f"{other.name} was judged against it: {verdict.verdict} under {verdict.policy_name}")
     return list(dict.fromkeys(found))
 

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gates.errors import SluiceError, UsageError
 from gates.records import Evidence, Verdict
-from gates.reports import Ancestor, Report, Subject, build, render
-from registry import channels, comparison, fs, history, judging, lineage
+from gates.reports import Ancestor, Entry, Made, Overview, Report, Subject, build, page_of_all, render
+from registry import channels, comparison, fitting, fs, history, holding, judging, lineage, overview
 from registry.store import Candidate, Store
 
 
-def report(store: Store, verdict: Verdict) -> Report:
+def report(store: Store, verdict: Verdict, *, card: int | None = None, read: judging.Read | None = None) -> Report:
     """Everything that is to be said of a verdict, from the registry as it is now.
+
+    Args:
+        card: the memory in bytes of the card that the candidate is for; without it nothing is said of the fit.
+        read: as `registry.judging.judge` filled it.
 
     Raises:
         IntegrityError: the candidate's manifest, evidence or verdict is damaged.
     """
     ours, theirs = (_evidence(store, *side) for side in _sides(verdict))
-    checked = {digest: judging.checked(store, each) for digest, each in (ours | theirs).items()}
+    read = {} if read is None else read
+    checked = {digest: judging.checked(store, digest, each, read) for digest, each in (ours | theirs).items()}
     return build(
         verdict,
         evidence=ours,
         baseline_evidence=theirs,
         rows={digest: each.rows for digest, each in checked.items() if each.rows},
-        subject=subject(store, verdict),
+        subject=subject(store, verdict, card=card),
         load=store.read,
     )
 
 
 ENDINGS = {"junit": "xml"}
 """What a kind of report is called as a file, where it is not called as the kind is."""
+PAGE_OF_ALL = "index.html"
 
 
-def subject(store: Store, verdict: Verdict) -> Subject:
+def subject(store: Store, verdict: Verdict, *, card: int | None = None) -> Subject:
     """What the registry knows of a verdict's candidate and baseline; less, where an ancestor is damaged or gone."""
     named = _named(store)
     mine = named.get(verdict.candidate)
@@ -44,15 +51,19 @@ def subject(store: Store, verdict: Verdict) -> Subject:
         "baseline": other.name if other else None,
         "lineage": _lineage(store, verdict.candidate, named),
         "baseline_lineage": _lineage(store, verdict.baseline, named) if verdict.baseline else (),
-        "promoted": tuple(channel for channel, name in channels.served(store).items() if mine and name == mine.name),
+        "promoted": tuple(channel for channel, name in channels.shown(store).items() if mine and name == mine.name),
+        "stale": not holding.rests_on_all(store.layout, verdict),
     }
     if mine:
         found["size"] = mine.manifest.size
+        found["fit"] = fitting.sentence(mine, card) if card is not None else None
     if other:
         found["baseline_size"] = other.manifest.size
     if mine and other:
         compared = comparison.of(store, mine, other)
-        found["differences"] = tuple(f"{each.word}: {each.left} / {each.right}" for each in compared.differences)
+        found["differences"] = tuple(
+            f"{each.word}: {_shown(each.left)} / {_shown(each.right)}" for each in compared.differences
+        )
         between = [
             f"the control is {each.name}" if each.name else f"the control that is missing: {each.takes}"
             for each in compared.controls
@@ -75,13 +86,65 @@ def latest(store: Store, name: str) -> Verdict:
     return verdict
 
 
+def of_all(store: Store, folder: Path | None = None) -> Overview:
+    """Every candidate, and what was made from what; damage is said of the one that has it.
+
+    Args:
+        folder: where the page will lie; candidates whose own page lies there are linked to it.
+    """
+    entries = []
+    for line in overview.lines(store.layout):
+        page = _file(line.name, "html")
+        entries.append(
+            Entry(
+                name=line.name,
+                channels=line.channels,
+                digest=line.digest,
+                verdict=line.verdict,
+                scores=dict(line.scores),
+                mix=line.mix,
+                compression=line.compression,
+                experts=line.experts,
+                quantization=line.quantization,
+                size=line.size,
+                damage=line.damage,
+                page=page if folder is not None and (folder / page).is_file() else None,
+            )
+        )
+    return Overview(candidates=tuple(entries), lineage=tuple(_made(lineage.trees(store))))
+
+
 def write(folder: Path, name: str, kind: str, said: Report) -> Path:
     """Writes one report into `folder`, as one of `gates.reports.KINDS`.
 
     Raises:
         UsageError: it cannot be written.
     """
-    return _write(folder / f"{name}.{ENDINGS.get(kind, kind)}", render(said, kind))
+    return _write(folder / _file(name, kind), render(said, kind))
+
+
+def write_of_all(store: Store, folder: Path) -> Path:
+    """Writes the page of all candidates into `folder`, as index.html.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    return _write(folder / PAGE_OF_ALL, page_of_all(of_all(store, folder)))
+
+
+def _file(name: str, kind: str) -> str:
+    """A report's file. No name has a ~ in it, so a candidate called index is in nobody's way."""
+    file = f"{name}.{ENDINGS.get(kind, kind)}"
+    return file if file != PAGE_OF_ALL else f"{name}~.{kind}"
+
+
+def _made(nodes: Sequence[lineage.Node]) -> Iterator[Made]:
+    """The trees, node after node, a parent before what was made from it."""
+    below: list[tuple[lineage.Node, str | None]] = [(node, None) for node in reversed(nodes)]
+    while below:
+        node, parent = below.pop()
+        yield Made(digest=node.digest, parent=parent, names=node.names, op=node.op, about=node.about)
+        below += [(each, node.digest) for each in reversed(node.made)]
 
 
 def _write(path: Path, data: bytes) -> Path:
@@ -89,7 +152,11 @@ def _write(path: Path, data: bytes) -> Path:
         fs.make_folders(path.parent)
         path.write_bytes(data)
     except OSError as error:
-        raise UsageError(f"the report cannot be written: {error.strerror}", where=str(path)) from None
+        raise UsageError(
+            f"the report cannot be written: {error.strerror}",
+            where=str(path),
+            remedy="name another folder: --out FOLDER",
+        ) from None
     return path
 
 
@@ -124,12 +191,21 @@ def _lineage(store: Store, digest: str, named: dict[str, Candidate]) -> tuple[An
     found = []
     for number, (each, manifest) in enumerate(chain):
         own = history.settings(chain[number : number + 2] if manifest.inputs.parent else chain[number:])
-        step = {field: str(setting.value) for field, setting in own.items() if setting.value is not None}
-        if manifest.inputs.parent is not None:
-            step = {field: value for field, value in step.items() if field != history.BASE}
+        step = {
+            history.word(field): _shown(setting.value)
+            for field, setting in own.items()
+            if setting.value is not None and (manifest.inputs.parent is None or field != history.BASE)
+        }
         name = named[each].name if each in named else None
         found.append(Ancestor(name=name, digest=each, op=manifest.inputs.op, settings=step))
     return tuple(found)
+
+
+def _shown(value: object) -> str:
+    """A setting for people: a digest by its beginning."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:12]
+    return "none" if value is None else str(value)
 
 
 def _cost(store: Store, verdict: Verdict) -> Iterator[str]:

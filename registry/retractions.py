@@ -12,7 +12,7 @@ from pydantic import Field
 
 from gates.errors import IntegrityError, UsageError
 from gates.records import Digest, Evidence, Record
-from registry import fs
+from registry import fs, plain
 from registry.log import signature
 from registry.store import Store
 
@@ -67,18 +67,13 @@ def retracted(store: Store, manifest: str) -> dict[str, Retraction]:
 
 def retracted_digests(store: Store, manifest: str) -> list[str]:
     """Which of a candidate's evidence is retracted, without reading why."""
-    return [name.removesuffix(".json") for name in fs.entries(store.layout.retractions(manifest))]
+    return plain.digests(store.layout.retractions(manifest))
 
 
 def standing(store: Store, manifest: str) -> dict[str, Evidence]:
     """A candidate's evidence that counts, by digest, sorted. Raises as `Store.evidence` does."""
     gone = set(retracted_digests(store, manifest))
     return {digest: each for digest, each in store.evidence(manifest).items() if digest not in gone}
-
-
-def standing_digests(store: Store, manifest: str) -> set[str]:
-    """The digests of the evidence that counts, without reading any."""
-    return set(store.evidence_digests(manifest)) - set(retracted_digests(store, manifest))
 
 
 def _read(store: Store, manifest: str, digest: str) -> Retraction:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gates.errors import IntegrityError, UsageError
-from registry import commits, output
+from registry import commits, fs, output
 from registry.contents import forbidden
 
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
@@ -84,7 +84,7 @@ def check_names(names: Iterable[str], *, where: str) -> None:
 
 def _entries(root: Path) -> Iterable[Path]:
     """Everything below `root` that is no folder; what is hidden stays hidden."""
-    for base, folders, names in os.walk(root):
+    for base, folders, names in fs.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [name for name in folders if Path(base, name).is_symlink()]
         yield from (Path(base, name) for name in (*links, *sorted(names)) if not name.startswith("."))

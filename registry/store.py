@@ -10,9 +10,8 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,14 +19,12 @@ from typing import Any, TypeVar
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, UsageError
 from gates.records import Evidence, Record, Verdict
-from registry import channels, commits, fs, marker, output, ownership, trash
-from registry.layout import Layout, checked_name, is_name
+from registry import channels, commits, fs, marker, output, ownership, plain, trash
+from registry.layout import Layout, checked_name
 from registry.log import Log
 from registry.manifests import Inputs, Manifest
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
-
-_MANIFEST_LINK = re.compile(r"\.\./\.\./manifests/([0-9a-f]{64})\.json")
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -84,8 +81,10 @@ class Store:
         """
         layout = Layout(root.absolute())
         marker.check(layout)
-        for folder in layout.folders():
-            fs.make_folders(folder)  # copying tools leave empty folders out
+        with suppress(OSError):  # to read, none of these is needed; to write, the call that needs it says so
+            for folder in layout.folders():
+                fs.make_folders(folder)  # copying tools leave empty folders out
+            fs.make_lock(layout.lock("gc"))  # while there is room: on a full disk gc is what helps
         fs.keep_reserve(layout.root)
         store = cls(layout)
         trash.recover(store)
@@ -105,7 +104,7 @@ class Store:
         Raises:
             IntegrityError: the blob is missing, or holds something else.
         """
-        return _content(self.layout.blob(digest), digest, "blob")
+        return plain.content(self.layout.blob(digest), digest, "blob")
 
     def manifest(self, digest: str) -> Manifest:
         """
@@ -113,11 +112,11 @@ class Store:
             IntegrityError: it is missing, or holds something else.
         """
         path = self.layout.manifest(digest)
-        return Manifest.from_bytes(_content(path, digest, "manifest"), where=str(path))
+        return Manifest.from_bytes(plain.content(path, digest, "manifest"), where=str(path))
 
     def names(self) -> list[str]:
         """The candidates' names, sorted."""
-        return [name for name in fs.entries(self.layout.candidates) if is_name(name)]
+        return plain.names(self.layout)
 
     def candidate(self, name: str) -> Candidate:
         """The candidate called `name`, or the one that the channel of that name serves.
@@ -133,7 +132,7 @@ class Store:
                 raise self._unknown(name)
             name = generation.candidate
             folder = self.layout.candidate(name)
-        digest = _linked_manifest(folder / "manifest")
+        digest = plain.linked_manifest(folder)
         return Candidate(name, digest, self.manifest(digest), self.layout.model(name))
 
     def made(self, name: str, inputs: Inputs, *, replace: bool = False) -> Candidate | None:
@@ -238,7 +237,7 @@ class Store:
 
     def evidence_digests(self, manifest_digest: str) -> list[str]:
         """The digests of all evidence on a candidate, sorted, without reading any."""
-        return [name.removesuffix(".json") for name in fs.entries(self.layout.evidence(manifest_digest))]
+        return plain.digests(self.layout.evidence(manifest_digest))
 
     def add_verdict(self, verdict: Verdict) -> str:
         """Records `verdict` and gives its digest. Which one is the newest the log says: judging writes it there.
@@ -295,38 +294,16 @@ class Store:
         return UsageError(f"there is no candidate or channel {name!r}", where=str(self.layout.root), remedy=remedy)
 
 
-def _content(path: Path, digest: str, what: str) -> bytes:
-    data = fs.read(path, f"{what} {digest}")
-    if canonical.digest(data) != digest:
-        raise IntegrityError(
-            f"the {what} is damaged: its SHA-256 is {canonical.digest(data)}, expected {digest}", where=str(path)
-        )
-    return data
-
-
-def _linked_manifest(link: Path) -> str:
-    """The digest that a candidate's `manifest` link leads to; the link is read, not followed."""
-    try:
-        match = _MANIFEST_LINK.fullmatch(str(link.readlink()))
-    except OSError:
-        match = None
-    if match is None:
-        raise IntegrityError(
-            "the candidate has no link to its manifest", where=str(link), remedy="make it again with --replace"
-        )
-    return match[1]
-
-
 def read_record(path: Path, kind: type[AnyRecord], candidate: str) -> AnyRecord:
     """
     Raises:
         IntegrityError: it is damaged, or lies where it does not belong.
     """
-    record = kind.from_bytes(_content(path, path.name.removesuffix(".json"), "record"), where=str(path))
+    record = kind.from_bytes(plain.content(path, path.name.removesuffix(".json"), "record"), where=str(path))
     if record.model_dump()["candidate"] != candidate:
         raise IntegrityError("this record is about another candidate", where=str(path))
     return record
 
 
 def _records(folder: Path, kind: type[AnyRecord], candidate: str) -> dict[str, AnyRecord]:
-    return {name.removesuffix(".json"): read_record(folder / name, kind, candidate) for name in fs.entries(folder)}
+    return {digest: read_record(folder / f"{digest}.json", kind, candidate) for digest in plain.digests(folder)}

@@ -1,6 +1,6 @@
 """Files brought into a step's folder, with their digests: linked, cloned or copied, whichever costs least.
 
-    a blob that holds the same bytes    linked: costs the hash, and no bytes
+    a blob of the same digest           linked: costs the hash, and no bytes
     the file itself (--move)            linked, if nothing else has a name for it; its source keeps its name
     a clone (btrfs, XFS)                shares its bytes with the source until either changes
     a copy                              into room that is set aside for all files before the first byte
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
-from registry import bulk, fs, output
+from registry import bulk, fs, locks, output
 from registry.manifests import File
 from registry.parallel import each_file
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 MARGIN = 64 << 20
 """Bytes that stay free beside what is taken: manifests, links, logs."""
+
+_TRUSTED = " trusted"
+"""How a note marks that the file is a link to a blob that was not read again."""
 
 _WORTH_A_CLONE = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -96,7 +99,7 @@ def take(work: Work, what: str, files: Mapping[str, Path], *, move: bool = False
         UsageError: the disk has no room for them (nothing is written then), or a file changed while it was read.
     """
     before = {name: state_of(path) for name, path in files.items()}
-    done = {name: file for name in files if (file := work.done(name, before[name]))}
+    done = {name: file for name in files if (file := _done(work, name, before[name], move=move))}
     missing = {name: path for name, path in files.items() if name not in done}
     for name in missing:
         fs.make_folders((work.model / name).parent)
@@ -126,17 +129,20 @@ def take(work: Work, what: str, files: Mapping[str, Path], *, move: bool = False
         def check(size: int) -> None:
             if state_of(source) != before[name] or size != sizes[name]:
                 raise changed
+            if name in linked and locks.written(source):  # what becomes a blob, nobody may go on writing
+                raise changed
 
-        file = _taken(work, name, source, twins.get(name), name in linked, told, check)
+        file = _taken(work, name, source, twins.get(name), name in linked, told, check, move=move)
         if name.endswith(".safetensors"):
-            work.note(name, file, before[name])
+            trusted = name in twins and not move
+            work.note(name, file, before[name] + _TRUSTED * trusted)
         return file
 
     try:
         reserve(work, new, movable=not move)
         taken = done | each_file(what, sizes, one)
     except BaseException:
-        _free_unfinished(work, missing, before)
+        _free_unfinished(work, missing, before, move=move)
         raise
     return {name: Taken(taken[name], before[name]) for name in files}
 
@@ -183,20 +189,25 @@ def _taken(
     linked: bool,
     advance: Advance,
     check: Callable[[int], None],
+    *,
+    move: bool,
 ) -> File:
     """The file, durable under its name in the work's model. `check` is told how many bytes it had once it is read."""
     target = work.model / name
     if twin is not None:
-        blob = work.store.layout.blob(twin)
+        blob, same = work.store.layout.blob(twin), True
         try:
-            digest, size, same = bulk.hash_beside(source, blob, advance)
+            if move:  # nobody has its bytes but the blob, once the source is removed
+                digest, size, same = bulk.hash_beside(source, blob, advance)
+            else:
+                digest, size = bulk.hash_file(source, advance)
         except FileNotFoundError:  # gc has just taken the blob away, before a byte was read
             digest, size, same = "", 0, False
         else:
             check(size)  # before the link: that changes the source, if it is the blob already
         if same and digest == twin and _linked(blob, target):
             return File(digest=digest, size=size)
-        advance(-size)  # it only looked like that blob
+        advance(-size)  # it only looked like that blob, or gc has just taken that away
         fs.remove_tree(target)
         bulk.reserve(target, size)
     if linked:
@@ -251,11 +262,16 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-def _free_unfinished(work: Work, files: Mapping[str, Path], before: Mapping[str, str]) -> None:
+def _done(work: Work, name: str, state: str, *, move: bool) -> File | None:
+    """The file, if it was taken from a source in this state. To be moved, one that was trusted is not done."""
+    return work.done(name, state) or (None if move else work.done(name, state + _TRUSTED))
+
+
+def _free_unfinished(work: Work, files: Mapping[str, Path], before: Mapping[str, str], *, move: bool) -> None:
     """Gives back the room of what is not done. What fails here is no matter: the next attempt does it again."""
     for name in files:
         try:
-            if work.done(name, before[name]) is None:
+            if _done(work, name, before[name], move=move) is None:
                 fs.remove_tree(work.model / name)
         except OSError:
             return

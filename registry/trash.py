@@ -83,7 +83,7 @@ def remove_records(layout: Layout, digest: str) -> bool:
 def recover(store: Store) -> None:
     """Puts back what a killed gc had taken away, and removes what it had doomed. A gc that is at work is let alone."""
     layout = store.layout
-    if not _taken(layout):
+    if not taken(layout):
         return
     try:
         with store.locked("gc", wait=0, busy=BUSY):
@@ -96,7 +96,7 @@ def recover(store: Store) -> None:
 
 def recover_all(layout: Layout) -> None:
     """As `recover`, for whoever is gc."""
-    for name in _taken(layout):
+    for name in taken(layout):
         path = layout.trash / name
         if match := _MANIFEST.fullmatch(name):
             for kind, folder in layout.records(match[1]).items():
@@ -110,7 +110,7 @@ def recover_all(layout: Layout) -> None:
             fs.remove_tree(path)
 
 
-def _taken(layout: Layout) -> list[str]:
+def taken(layout: Layout) -> list[str]:
     """What lies in the trash, manifests before the records of others."""
     try:
         names = [path.name for path in layout.trash.iterdir()]

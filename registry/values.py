@@ -6,7 +6,14 @@ lets other threads work meanwhile.
 
 from __future__ import annotations
 
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from registry.facts import is_scale
+from registry.tensors import Tensor
 
 if TYPE_CHECKING:
     import numpy
@@ -40,10 +47,36 @@ def holds_no_number(dtype: str, data: bytes | memoryview) -> bool:
     return int(bits.max()) >= least or int(bits.view(whole.replace("i", "u")).max()) >= least + sign
 
 
-def all_positive(data: bytes | memoryview) -> bool:
-    """Whether every F32 in `data` is above 0 and finite, as a scale must be."""
-    values = _numbers(data, "<f4")
-    return bool(((values > 0) & (values < float("inf"))).all())
+def all_positive(dtype: str, data: bytes | memoryview) -> bool:
+    """Whether every number in `data` is above 0 and finite, as a scale must be. `dtype` and `data` as above, floats."""
+    whole, least = _EXPONENTS[dtype]
+    bits = _numbers(data, whole)
+    return not bits.size or (int(bits.min()) > 0 and int(bits.max()) < least)  # a sign makes it negative
+
+
+def possible(name: str, dtype: str, data: bytes | memoryview) -> bool:
+    """Whether `data` can be numbers of the tensor `name`: finite, and scales above 0 too."""
+    if is_scale(name) and dtype in _EXPONENTS:
+        return all_positive(dtype, data)
+    return not holds_no_number(dtype, data)
+
+
+def impossible_scales(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Those of `tensors` that are scales and hold an impossible number. They alone are read, a few bytes each.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files: dict[Path, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        if is_scale(name):
+            files[tensor.file].append(name)
+    for path, names in files.items():
+        with path.open("rb", buffering=0) as file:
+            for name in names:
+                tensor = tensors[name]
+                if not possible(name, tensor.dtype, os.pread(file.fileno(), tensor.size, tensor.begin)):
+                    yield name
 
 
 def _numbers(data: bytes | memoryview, dtype: str) -> numpy.ndarray[Any, Any]:

@@ -1,6 +1,7 @@
 """Is a candidate still what its manifest says? Everything that is wrong is found at once, and nothing is changed.
 
-Structural: links, names, sizes, headers and config.json; moments. Full: every byte hashed, every number looked at.
+Structural: links, names, sizes, headers, config.json and the scales of block FP8; moments. Full: every byte hashed,
+every number looked at.
 `verify_records` looks at what is written down about a candidate: its ancestry, its evidence, its verdicts.
 """
 
@@ -19,14 +20,14 @@ from gates.errors import IntegrityError, SluiceError
 from gates.records import Evidence, Verdict
 from registry import bulk, fs, lineage
 from registry.bulk import Advance
-from registry.checkpoint import examine
-from registry.facts import Problem, is_scale
+from registry.checkpoint import examine, headers
+from registry.facts import FP8_BLOCK, Problem, is_scale
 from registry.layout import Layout
 from registry.manifests import File, Manifest
 from registry.parallel import each_file
 from registry.store import Store, read_record
 from registry.tensors import Tensor, read_header
-from registry.values import all_positive, holds_no_number
+from registry.values import impossible_scales, possible
 
 __all__ = ["Problem", "verify", "verify_records"]
 
@@ -49,7 +50,11 @@ def verify(store: Store, name: str, *, full: bool) -> list[Problem]:
     """
     while True:
         before = _manifest_link(store.layout, name)
-        problems = _verify_once(store, name, full=full)
+        try:
+            problems = _verify_once(store, name, full=full)
+        except OSError as error:  # a folder that cannot be listed
+            where = _relative(store.layout, Path(error.filename)) if error.filename else name
+            problems = [Problem(where, f"it cannot be read: {error.strerror}")]
         if not problems or _manifest_link(store.layout, name) == before:
             return problems
 
@@ -83,6 +88,8 @@ def _verify_once(store: Store, name: str, *, full: bool) -> list[Problem]:
         digests = {model / name: file.digest for name, file in files.items()}
         digests |= {attachments / name: digest for name, digest in attached.items()}
         problems += _bytes(layout, candidate, digests)
+    elif not problems and manifest and manifest.shape.quantization == FP8_BLOCK:
+        problems += _scales(layout, candidate)
     return problems
 
 
@@ -130,6 +137,8 @@ def _candidate(store: Store, name: str) -> tuple[str | None, list[Problem]]:
     channel = layout.channel(name)
     if layout.candidate(name).is_dir():
         return name, []
+    if os.path.lexists(layout.candidate(name)):
+        return None, [Problem(_relative(layout, layout.candidate(name)), "this is no folder", "a candidate's folder")]
     if channel.is_symlink():
         target = channel.readlink()
         candidate = target.parent.name
@@ -214,7 +223,7 @@ def _names(folder: Path) -> set[str]:
     """Every file and link below `folder`, however deep."""
     return {
         Path(base, name).relative_to(folder).as_posix()
-        for base, folders, names in os.walk(folder)
+        for base, folders, names in fs.walk(folder)
         for name in [*names, *(each for each in folders if Path(base, each).is_symlink())]
     }
 
@@ -230,6 +239,13 @@ def _structure(layout: Layout, candidate: str, manifest: Manifest | None) -> lis
     if manifest and shape and not problems and shape != manifest.shape:
         problems.append(Problem(prefix, f"the model is {shape}", f"{manifest.shape}, as the manifest says"))
     return problems
+
+
+def _scales(layout: Layout, candidate: str) -> Iterator[Problem]:
+    """An engine computes with a scale that is no number, and says nothing of it."""
+    tensors = headers(layout.model(candidate))
+    for name in impossible_scales(tensors):
+        yield _impossible(_relative(layout, tensors[name].file), name)
 
 
 def _bytes(layout: Layout, candidate: str, digests: dict[Path, str]) -> list[Problem]:
@@ -258,9 +274,12 @@ def _file(where: str, blob: Path, digest: str, advance: Advance) -> Iterator[Pro
         return
     if actual != digest:
         yield Problem(where, f"its bytes have the digest {actual}", digest)
-    for tensor in bad:
-        kind = "finite numbers above 0" if is_scale(tensor) else "finite numbers"
-        yield Problem(where, f"tensor {tensor}: NaN, infinity or another impossible value", kind)
+    yield from (_impossible(where, tensor) for tensor in bad)
+
+
+def _impossible(where: str, tensor: str) -> Problem:
+    kind = "finite numbers above 0" if is_scale(tensor) else "finite numbers"
+    return Problem(where, f"tensor {tensor}: NaN, infinity or another impossible value", kind)
 
 
 def _read(path: Path, tensors: dict[str, Tensor], advance: Advance) -> tuple[str, list[str]]:
@@ -283,18 +302,12 @@ def _read(path: Path, tensors: dict[str, Tensor], advance: Advance) -> tuple[str
                 pass
             impossible = 0
             for chunk in chunks(tensor.end - tensor.begin):
-                impossible += not _possible(name, tensor.dtype, chunk)
+                impossible += not possible(name, tensor.dtype, chunk)
             bad += [name] if impossible else []
             position = tensor.end
         while any(chunks(len(memory))):
             pass
     return sha.hexdigest(), bad
-
-
-def _possible(name: str, dtype: str, data: memoryview) -> bool:
-    if is_scale(name) and dtype == "F32":
-        return all_positive(data)
-    return not holds_no_number(dtype, data)
 
 
 def _relative(layout: Layout, path: Path) -> str:

@@ -28,6 +28,8 @@ def _missing(component: str) -> str | None:
         return "make is not installed"
     if component == "vllm" and not (Path(os.environ.get("VLLM", "/nowhere")) / "bin" / "vllm").is_file():
         return "VLLM names no environment with bin/vllm"
+    if component == "chromium" and chromium() is None:
+        return "there is no chromium on the path (Debian's package is called so)"
     if component == "strace" and shutil.which("strace") is None:
         return "strace is not installed"
     if component == "mounts":
@@ -35,6 +37,11 @@ def _missing(component: str) -> str | None:
     if component == "containers":
         return _no_containers()
     return None
+
+
+def chromium() -> str | None:
+    """The browser that pages are looked at with."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @cache

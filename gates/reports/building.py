@@ -11,7 +11,8 @@ from typing import Any
 from gates import canonical, statistics
 from gates.comparisons import Comparison, compare, flaky, score, tally_of
 from gates.errors import SluiceError
-from gates.evidence import Pool, Tally, conditions_key, flat, incomparable, pools
+from gates.evidence import Pool, conditions_key, flat, incomparable, pools
+from gates.pooling import Tally
 from gates.records import Evidence, Row, RuleResult, Verdict
 from gates.reports.model import FORMAT, Condition, Flip, PackResult, Part, Report, Subject
 
@@ -59,9 +60,7 @@ def build(
         for number, run in enumerate(runs)
         if (number, None) in parts
     ]
-    flips = sorted(
-        (flip for run in runs for flip in _flips(run)), key=lambda flip: (not flip.lost, flip.pack, flip.item)
-    )
+    flips = sorted((flip for run in runs for flip in _flips(run)), key=_worst_first)
     said = _Said(evidence, load), _Said(against, load)
     return Report(
         format=FORMAT,
@@ -199,6 +198,11 @@ def _flips(run: _Run) -> Iterator[Flip]:
                 candidate=_rounded(item.mean),
                 baseline=_rounded(before.mean),
             )
+
+
+def _worst_first(flip: Flip) -> tuple[bool, float, str, str]:
+    """What was lost before what was won, and each by how much."""
+    return not flip.lost, -abs(flip.candidate - flip.baseline), flip.pack, flip.item
 
 
 def _conditions(run: _Run, theirs: Mapping[str, Pool]) -> Iterator[Condition]:

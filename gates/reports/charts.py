@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from gates.reports.overview import Made
 
@@ -31,18 +30,17 @@ class Scale:
         return f"{100 * (high - low) / (self.high - self.low):.2f}%"
 
 
+_ENDS = (2, 4, 6, 10, 20, 30, 40, 60, 80, 100)
+"""Where an axis of differences may end, so that its half is a number to read."""
+
 SCORES = Scale(0, 100, (0, 25, 50, 75, 100))
 
 
 def around_zero(values: Iterable[float | None]) -> Scale:
     """An axis that holds all values and has 0 in its middle, so that losses lie left and gains right on every chart."""
     furthest = max((abs(value) for value in values if value is not None), default=0.0)
-    step = next((step for step in (1, 2, 5, 10, 20, 25) if furthest <= 4 * step), 50)
-    count = max(1, ceil(furthest / step))
-    end = step * count
-    every = step * (2 if count > 3 and count % 2 == 0 else count if count > 3 else 1)
-    ticks = tuple(float(tick) for tick in range(-end, end + 1, every))
-    return Scale(-end, end, ticks)
+    end = next((end for end in _ENDS if furthest <= end), _ENDS[-1])
+    return Scale(-end, end, (-end, -end / 2, 0, end / 2, end))
 
 
 def heat(score: float) -> int:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from gates.records import RuleResult, Verdict
 from gates.reports import charts, words
-from gates.reports.model import Condition, Report
+from gates.reports.model import Condition, Part, Report
 from gates.reports.overview import Entry, Overview
+from gates.statistics import CONFIDENCE
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -29,14 +30,16 @@ def html(report: Report) -> bytes:
     """One verdict and all that it rests on."""
     compared = [part for pack in report.packs for part in (pack.whole, *pack.categories)]
     rules = [rule for gate in report.verdict.gates for rule in gate.rules if words.compares(rule)]
-    ends = [end for part in compared for end in part.difference_interval or ()]
-    ends += [end for rule in rules for end in (*(rule.interval or ()), words.bound(rule), words.difference(rule))]
+    bounds = [words.bound(rule) for rule in rules]
+    of_rules = [end for rule in rules for end in (*(rule.interval or ()), words.bound(rule), words.difference(rule))]
+    of_packs = [*(end for part in compared for end in part.difference_interval or ()), *bounds]
     return _page(
         "report.html.j2",
         report=report,
         verdict=report.verdict,
         subject=report.subject,
-        scale=charts.around_zero(ends),
+        rule_scale=charts.around_zero(of_rules),
+        scale=charts.around_zero(of_packs),
         decided=_decided(report),
         margins={pack.pack: _margins(report.verdict, pack.pack) for pack in report.packs},
         compared=any(part.difference is not None for part in compared),
@@ -97,6 +100,14 @@ def _margins(verdict: Verdict, pack: str) -> Mapping[str | None, tuple[float, ..
         if rule.kind in ("drop", "paired") and rule.packs == (pack,) and (bound := words.bound(rule)) is not None:
             found[rule.category] = tuple(sorted({*found.get(rule.category, ()), bound}))
     return found
+
+
+def _direction(part: Part) -> str:
+    """The class of a difference that is not chance. A loss in one of many categories may be, whatever its interval."""
+    low, high = part.difference_interval or (0.0, 0.0)
+    if high < 0 and (part.p_worse is None or part.p_worse <= 1 - CONFIDENCE):
+        return "worse"
+    return "better" if low > 0 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +198,7 @@ def _environment() -> Environment:
         "size": words.size,
         "share": words.share,
         "colour": colour,
+        "direction": _direction,
         "heat": charts.heat,
     }
     environment.globals |= {

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from gates.records import Status, Verdict
 from gates.reports import words
 from gates.reports.model import Flip, PackResult, Part, Report, Subject
+from gates.wording import count
 
 _LONGEST = 600
 _MOST_ITEMS = 20
@@ -76,12 +77,12 @@ def _reasons(verdict: Verdict) -> Iterator[str]:
 
 
 def _packs(packs: Sequence[PackResult]) -> Iterator[str]:
-    head = ("Pack", "Score", "Baseline", "Difference", "95 % interval", "Items × runs", "Detectable")
+    head = ("Pack", "Score", "Baseline", "Difference", "90 % interval", f"Items {words.TIMES} runs", "Detectable")
     rows = []
     for pack in packs:
         rows.append(_pack_row(_inert(pack.pack), pack.whole))
         if len(pack.categories) > 1:
-            rows += [_pack_row(f"– {_inert(part.category or '')}", part) for part in pack.categories]
+            rows += [_pack_row(f"{words.NOTHING} {_inert(part.category or '')}", part) for part in pack.categories]
     yield from _table(head, rows)
     notes = [
         f"- {_inert(pack.pack)} is not compared: {_inert(pack.not_compared)}" for pack in packs if pack.not_compared
@@ -98,7 +99,7 @@ def _pack_row(name: str, part: Part) -> str:
         words.number(part.baseline),
         words.signed(part.difference),
         words.between(part.difference_interval if compared else part.interval, sign=compared),
-        f"{part.items} × {part.runs}",
+        f"{part.items} {words.TIMES} {part.runs}",
         words.number(part.detectable),
     )
     return f"| {' | '.join(cells)} |"
@@ -109,21 +110,27 @@ def _flips(report: Report) -> Iterator[str]:
     won = [flip for flip in report.flips if not flip.lost]
     for word, flips in (("worse", lost), ("better", won)):
         if flips:
-            left = len(flips) - _MOST_ITEMS
             names = ", ".join(_flip(flip) for flip in flips[:_MOST_ITEMS])
-            yield from (f"**{len(flips)} items {word}:** {names}{f' and {left} more' if left > 0 else ''}", "")
+            yield from (f"**{count(len(flips), 'item')} {word}:** {names}{_and_more(flips)}", "")
+    if report.flips_left_out:
+        yield from (f"{report.flips_left_out} more items changed.", "")
     flaky = [(pack.pack, item) for pack in report.packs for item in pack.flaky]
     if flaky:
         names = ", ".join(f"{_inert(pack)} / {_inert(item)}" for pack, item in flaky[:_MOST_ITEMS])
-        yield from (f"**{len(flaky)} flaky:** {names}{' …' if len(flaky) > _MOST_ITEMS else ''}", "")
+        yield from (f"**{len(flaky)} flaky:** {names}{_and_more(flaky)}", "")
     failures = [
-        f"{_inert(pack.pack)} {kind.replace('_', ' ')} {count}"
+        f"{_inert(pack.pack)} {kind.replace('_', ' ')} {times}"
         for pack in report.packs
-        for kind, count in pack.outcomes.items()
+        for kind, times in pack.outcomes.items()
         if kind != "scored"
     ]
     if failures:
         yield from (f"**Answers that failed:** {', '.join(failures)}", "")
+
+
+def _and_more(items: Sequence[object]) -> str:
+    left = len(items) - _MOST_ITEMS
+    return f" and {left} more" if left > 0 else ""
 
 
 def _flip(flip: Flip) -> str:

@@ -14,8 +14,8 @@ FORMAT: Literal[1] = 1
 class Entry(Record):
     """One candidate. `scores` are 0 to 100 by pack, one for each set of conditions; they are never averaged.
 
-    `verdict` is what it stands under ("stale": its verdicts rest on other evidence than there is). `page` is the address
-    of its own report. Of a damaged candidate, which `damage` says, only the name may be known.
+    `verdict` is what it stands under ("stale": its verdicts rest on other evidence than there is). `page` is the
+    address of its own report. Of a damaged candidate, which `damage` says, only the name may be known.
     """
 
     name: Name

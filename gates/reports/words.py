@@ -6,6 +6,8 @@ import unicodedata
 
 from gates.records import RuleResult, Status, Verdict
 
+MINUS, TIMES, NOTHING = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
+
 RESULTS: dict[Status, str] = {
     "passed": "passed",
     "failed": "failed",
@@ -25,17 +27,17 @@ def visible(text: str) -> str:
 
 def number(value: float | None) -> str:
     """One decimal: scores and differences are points of 100."""
-    return "–" if value is None else f"{_rounded(value):.1f}".replace("-", "−")
+    return NOTHING if value is None else f"{_rounded(value):.1f}".replace("-", MINUS)
 
 
 def signed(value: float | None) -> str:
-    return "–" if value is None else f"{_rounded(value):+.1f}".replace("-", "−").replace("+0.0", "0.0")
+    return NOTHING if value is None else f"{_rounded(value):+.1f}".replace("-", MINUS).replace("+0.0", "0.0")
 
 
 def between(interval: tuple[float, float] | None, *, sign: bool) -> str:
     """Both ends of an interval; with `sign` those of a difference."""
     if interval is None:
-        return "–"
+        return NOTHING
     shown = signed if sign else number
     return f"{shown(interval[0])} to {shown(interval[1])}"
 
@@ -43,7 +45,7 @@ def between(interval: tuple[float, float] | None, *, sign: bool) -> str:
 def chance(p: float | None) -> str:
     """A probability: two digits, and no 0 for what is not 0."""
     if p is None:
-        return "–"
+        return NOTHING
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 

@@ -1,14 +1,28 @@
-"""Commands of the command line, by topic. `registry/cli.py` puts them together."""
+"""Commands of the command line, by topic. `registry/cli.py` puts them together.
+
+At the top of these modules only what every command needs is imported, and no record's class: `registry ls` needs none.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-Root = Annotated[Path, typer.Option("--root", envvar="SLUICE_ROOT", help="The registry's folder.")]
+from registry.layout import ROOT_VARIABLE
+
+if TYPE_CHECKING:
+    from registry.store import Store
+
+Root = Annotated[Path, typer.Option("--root", envvar=ROOT_VARIABLE, help="The registry's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Channel = Annotated[str, typer.Option(help="The channel: a name for the served candidate.")]
 CandidateName = Annotated[str, typer.Argument(help="A candidate's name, or a channel's.")]
-ROOT = Path("models")
+
+
+def opened(root: Path) -> Store:
+    """The registry in `root` (`Store.open`)."""
+    from registry.store import Store
+
+    return Store.open(root)

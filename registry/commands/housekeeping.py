@@ -9,8 +9,8 @@ import typer
 
 from gates.errors import UsageError
 from registry import output
-from registry.commands import ROOT, Json, Root
-from registry.store import Store
+from registry.commands import Json, Root, opened
+from registry.layout import ROOT
 
 if TYPE_CHECKING:
     from registry.garbage import Garbage
@@ -28,7 +28,7 @@ def df(root: Root = ROOT, json: Json = False) -> None:
     """How much each candidate holds alone, how much it shares with others, and what nothing needs any more."""
     from registry import usage
 
-    found = usage.usage(Store.open(root))
+    found = usage.usage(opened(root))
     if json:
         output.data(asdict(found))
     else:
@@ -53,7 +53,7 @@ def gc(
     """
     from registry import gc as collection
 
-    store, spared_for = Store.open(root), seconds(grace)
+    store, spared_for = opened(root), seconds(grace)
     work = collection.preview if dry_run else collection.collect
     found = work(store, grace=spared_for, keep_generations=keep_generations)
     if json:
@@ -76,7 +76,7 @@ def rm(
     """Take the name off a candidate that nothing depends on. Its bytes stay until gc, after the grace, removes them."""
     from registry import removal
 
-    removed = removal.remove(Store.open(root), name, keep_generations=keep_generations)
+    removed = removal.remove(opened(root), name, keep_generations=keep_generations)
     output.text(f"{name} is removed" + (f" ({removed.manifest[:12]})" if removed.manifest else ""))
     output.hint("registry gc removes its bytes when the grace is over")
 

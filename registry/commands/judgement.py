@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gates.errors import UsageError
-from gates.records import Verdict
 from registry import output
-from registry.commands import ROOT, CandidateName, Channel, Json, Root
-from registry.store import Store
+from registry.commands import CandidateName, Channel, Json, Root, opened
+from registry.layout import ROOT
+
+if TYPE_CHECKING:
+    from gates.records import Verdict
+    from gates.reports import Report
+    from registry.store import Store
 
 app = typer.Typer(rich_markup_mode=None)
 policies = typer.Typer(help="Read policies before they judge.", no_args_is_help=True, rich_markup_mode=None)
@@ -20,15 +24,18 @@ evidence = typer.Typer(help="What candidates scored.", no_args_is_help=True, ric
 app.add_typer(policies, name="policy")
 app.add_typer(evidence, name="evidence")
 
-KINDS = ("md", "json")
-
 PolicyFile = Annotated[
     Path | None, typer.Option(help="The policy that judges: a YAML file. Without it, the one that the channel has.")
 ]
 Kinds = Annotated[
-    str | None, typer.Option("--report", metavar="KINDS", help=f"Also write reports: any of {','.join(KINDS)}.")
+    str | None, typer.Option("--report", metavar="KINDS", help="Also write reports: any of md,json,junit,html.")
 ]
 Out = Annotated[Path, typer.Option(help="The folder that reports are written to.")]
+
+CardMemory = Annotated[
+    str | None,
+    typer.Option(help="The card's memory in GiB, such as 31.84: reports say whether it fits.", envvar="SLUICE_CARD"),
+]
 
 
 @app.command()
@@ -40,6 +47,7 @@ def gate(
     channel: Channel = "best",
     report: Kinds = None,
     out: Out = Path("reports"),
+    card: CardMemory = None,
     root: Root = ROOT,
     json: Json = False,
 ) -> int:
@@ -52,13 +60,16 @@ def gate(
     if (name is None) is not every:
         raise UsageError("say which candidate, or --all", remedy="registry gate NAME, or registry gate --all")
     kinds = _kinds(report)
-    store = Store.open(root)
+    store = opened(root)
     rules = judging.policy_of(store, policy, channel=channel)
     names = judging.evaluated(store, other_than=baseline) if every else [name or ""]
-    verdicts = {each: judging.judge(store, each, policy=rules, baseline=baseline) for each in names}
-    for each, verdict in verdicts.items():
+    memory = _memory(card)
+    verdicts = {}
+    for each in names:
+        read: judging.Read = {}
+        verdicts[each] = judging.judge(store, each, policy=rules, baseline=baseline, read=read)
         if kinds:
-            said = reporting.report(store, verdict)
+            said = reporting.report(store, verdicts[each], card=memory, read=read)
             for kind in kinds:
                 output.hint(f"report: {reporting.write(out, each, kind, said)}")
     if json:
@@ -68,6 +79,33 @@ def gate(
         for each, verdict in verdicts.items():
             _print_verdict(each, verdict)
     return judging.worst_exit_code(verdicts.values())
+
+
+@app.command("report")
+def report_(
+    name: Annotated[str | None, typer.Argument(help="A candidate's name, or a channel's.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="One page of all candidates, index.html.")] = False,
+    kinds: Annotated[str, typer.Option("--as", metavar="KINDS", help="Any of md,json,junit,html.")] = "html",
+    out: Out = Path("reports"),
+    card: CardMemory = None,
+    root: Root = ROOT,
+    json: Json = False,
+) -> None:
+    """Write what is known of a candidate's newest verdict, or with --all a page of all candidates. Judges nothing."""
+    from registry import reporting
+
+    if (name is None) is not every:
+        raise UsageError("say which candidate, or --all", remedy="registry report NAME, or registry report --all")
+    store = opened(root)
+    if json:
+        said = reporting.of_all(store) if name is None else _said(store, name, card)
+        output.data(said.model_dump(mode="json"))
+    elif name is None:
+        output.text(str(reporting.write_of_all(store, out)))
+    else:
+        found = _said(store, name, card)
+        for kind in _kinds(kinds):
+            output.text(str(reporting.write(out, store.candidate(name).name, kind, found)))
 
 
 @app.command()
@@ -84,7 +122,7 @@ def waive(
     """Let a gate pass that the evidence does not decide, where the policy allows it. Judge again afterwards."""
     from registry import judging, waivers
 
-    store = Store.open(root)
+    store = opened(root)
     rules = judging.policy_of(store, policy, channel=channel)
     waiver = waivers.waive(store, store.candidate(name), rules, gate=gate_name, reason=reason, until=until, by=by)
     output.text(f"{name}: {waiver.gate} is let pass by {waiver.by} until {waiver.expires}")
@@ -95,7 +133,7 @@ def evidence_ls(name: CandidateName, root: Root = ROOT, json: Json = False) -> N
     """List what a candidate scored, and what of it was retracted."""
     from registry import overview, retractions
 
-    store = Store.open(root)
+    store = opened(root)
     candidate = store.candidate(name)
     known, gone = store.evidence(candidate.digest), retractions.retracted(store, candidate.digest)
     if json:
@@ -122,7 +160,7 @@ def evidence_retract(
     """Take evidence back. It stays on record and counts no more; verdicts that rest on it no longer hold."""
     from registry import retractions
 
-    retraction = retractions.retract(Store.open(root), digest, reason)
+    retraction = retractions.retract(opened(root), digest, reason)
     output.text(f"{retraction.evidence[:12]} is retracted: {retraction.reason}")
 
 
@@ -146,7 +184,26 @@ def policy_check(
         output.text(sentence)
 
 
+def _said(store: Store, name: str, card: str | None) -> Report:
+    from registry import reporting
+
+    return reporting.report(store, reporting.latest(store, name), card=_memory(card))
+
+
+def _memory(card: str | None) -> int | None:
+    from registry.sizes import parse_size
+
+    if card is None:
+        return None
+    try:
+        return parse_size(f"{card} GiB")
+    except ValueError:
+        raise UsageError(f"--card {card!r} is no number of GiB", remedy="write it as 31.84") from None
+
+
 def _kinds(text: str | None) -> list[str]:
+    from gates.reports import KINDS
+
     kinds = [kind.strip() for kind in (text or "").split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UsageError(f"there is no report {unknown[0]!r}", remedy=f"choose from {', '.join(KINDS)}")
@@ -164,14 +221,16 @@ def _counts(text: str) -> list[int]:
 
 
 def _print_verdict(name: str, verdict: Verdict) -> None:
+    from gates.reports.words import visible
+
     output.text(f"{name}: {verdict.verdict}")
     for reason in verdict.reasons:
-        output.text(f"  {reason}")
+        output.text(f"  {visible(reason)}")
     for result in verdict.gates:
         output.text(f"  {result.gate}: {result.status}")
         for rule in result.rules:
-            output.text(f"    {rule.status:<10}  {rule.detail}")
+            output.text(f"    {rule.status:<10}  {visible(rule.detail)}")
             if rule.interval is not None:
                 low, high = rule.interval
                 seen = f"; a difference of {rule.detectable:.1f} would mostly be seen" if rule.detectable else ""
-                output.text(f"    {'':<10}  95 % sure: between {low:.1f} and {high:.1f}{seen}")
+                output.text(f"    {'':<10}  90 % interval {low:.1f} to {high:.1f}{seen}")

@@ -10,7 +10,8 @@ import typer
 
 from gates.errors import UsageError
 from registry import output
-from registry.commands import ROOT, Json, Root
+from registry.commands import Json, Root, opened
+from registry.layout import ROOT
 
 if TYPE_CHECKING:
     from registry.plan import Model
@@ -73,11 +74,10 @@ def _model(words: str, root: Path) -> Model:
     from registry import plan as planning
     from registry.checkpoint import CONFIG, headers, read_config
     from registry.families import architecture_of
-    from registry.store import Store
 
     path = Path(words)
     if "/" not in words and not words.startswith(".") and not words.endswith(".json"):
-        path = Store.open(root).candidate(words).resolved()
+        path = opened(root).candidate(words).resolved()
     elif path.suffix == ".json":
         return planning.of_config(architecture_of(read_config(path.parent, path.name), where=words))
     elif not path.is_dir():

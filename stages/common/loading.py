@@ -20,7 +20,7 @@ def load(module: nn.Module, checkpoint: Checkpoint, layer: int, device: torch.de
     """Gives `module` the weights of the layer numbered `layer` (multi-token-prediction layers from `layers` up).
 
     Raises:
-        IntegrityError: a tensor is missing, too much or of another shape.
+        IntegrityError: a tensor is missing, too much or of another shape, or a router holds NaN or infinity.
     """
     prefix = checkpoint.architecture.layer_prefix(layer)
     weights: dict[str, torch.Tensor] = {}
@@ -40,6 +40,12 @@ def load(module: nn.Module, checkpoint: Checkpoint, layer: int, device: torch.de
         elif part.kind == "router":
             # A correction bias is left in float32, as transformers leaves it: it decides between close scores.
             tensor = checkpoint.tensor(name)
+            if not tensor.isfinite().all():  # the answers of the experts that it chooses can be finite all the same
+                raise IntegrityError(
+                    f"the router of layer {layer} holds NaN or infinity",
+                    where=f"{checkpoint.folder}, {name}",
+                    remedy="compare the files with their publisher's digests",
+                )
             kept = torch.float32 if tensor.ndim == 1 else dtype
             weights[f"mlp.gate.{name.rpartition('.')[2]}"] = tensor.to(device, kept)
         else:

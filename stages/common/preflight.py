@@ -1,8 +1,8 @@
 """Preflight: what a stage that reads a mix is going to read, and what it will ask of the machine, before it begins.
 
-Nothing is written and no device memory is taken. What is read here is what the stage then uses: every row that the mix
-takes is tokenised once, in full, so every number about tokens is counted and none extrapolated. What is estimated (time,
-memory) says from what.
+Nothing is written and no device memory is taken. What is read here is what the stage then uses: every row that the
+mix takes is tokenised once, in full, so every number about tokens is counted and none extrapolated. What is estimated
+(time, memory) says from what.
 
 A stage refuses what it can refuse from its recipe, takes the mix, calls `read`, adds up its own `Demand`, and makes the
 `Report` of the two. `refuse` is the last word before anything is begun; `room` then holds the disk.
@@ -11,7 +11,6 @@ A stage refuses what it can refuse from its recipe, takes the mix, calls `read`,
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +23,13 @@ from gates.errors import UsageError
 from registry import bulk, fs, output
 from registry.checkpoint import read_config
 from registry.families import architecture_of
+from registry.taking import MARGIN
 from stages.common import calibration
+from stages.common.machine import available_memory, cuda_device
 
 if TYPE_CHECKING:
     from registry.manifests import MixUse
     from stages.common.calibration import Batch, Tokens
-
-MARGIN = 64 << 20
-"""Bytes that stay free on the disk beside what was added up: records, attachments, the log."""
 
 _RESERVE = "reserve"
 
@@ -87,7 +85,7 @@ class Demand:
 
     @property
     def disk(self) -> int:
-        """Bytes on the disk at the peak."""
+        """Bytes on the disk at the peak, and what stays free for records, attachments and the log."""
         return max(self.output, self.spool) + MARGIN
 
 
@@ -158,11 +156,9 @@ def machine(root: Path, step: Path, device: str) -> Machine:
         step: the step's folder, whether it is there or not.
         device: cpu or cuda.
     """
-    from stages.common.memory import available, on_device
-
     left = sum(path.lstat().st_size for path in step.rglob("*") if path.is_file()) if step.is_dir() else 0
-    name, free = on_device() if device == "cuda" else ("cpu", None)
-    return Machine(disk=shutil.disk_usage(root).free + left, host=available(), device=free, device_name=name)
+    name, free = cuda_device() if device == "cuda" else ("cpu", None)
+    return Machine(disk=shutil.disk_usage(root).free + left, host=available_memory(), device=free, device_name=name)
 
 
 def refuse(report: Report) -> None:
@@ -240,8 +236,8 @@ def _refuse_unknown_tokens(folder: Path, found: Sequence[Tokens]) -> None:
 def _too_small(report: Report) -> UsageError:
     demand, free = report.demand, report.machine.disk
     return UsageError(
-        f"the disk is too small: {report.makes} will have {output.size(demand.output)}, and on the way there the hidden "
-        f"states take {output.size(demand.spool)}; {output.size(demand.disk)} are needed at once, and "
+        f"the disk is too small: {report.makes} will have {output.size(demand.output)}, and on the way there "
+        f"hidden states take {output.size(demand.spool)}; {output.size(demand.disk)} are needed at once, and "
         f"{output.size(free)} are free",
         where=report.where,
         remedy="make room (registry df, registry gc), take fewer rows in the mix, or cut them shorter "

@@ -17,8 +17,9 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +29,9 @@ from registry import output, ownership
 from registry.manifests import Inputs
 from registry.recipes import MAKES, Recipe, read_recipe
 from registry.store import Candidate, Store
+
+if TYPE_CHECKING:
+    from stages.common.preflight import Report
 
 SLOWEST_END = 12.0
 """Seconds that a stage has to end by itself after it was told to."""
@@ -70,12 +74,22 @@ class Job:
         return candidate is not None
 
 
-def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[[Job], None] | None = None) -> None:
+def main(
+    kind: str,
+    work: Callable[[Job], None],
+    *,
+    teach: str,
+    prove: Callable[[Job], None] | None = None,
+    check: Callable[[Job], Report] | None = None,
+    freeze: Callable[[Job], None] | None = None,
+) -> None:
     """Reads the command line, does the step of this `kind` by `work`, and exits.
 
     Args:
         teach: what `--help` says about the stage.
         prove: what is done instead with --prove-only, for a stage that has something to prove.
+        check: what is done instead with --preflight, for a stage that reads a mix.
+        freeze: what is done instead with --freeze, for such a stage.
     """
 
     def command(
@@ -100,6 +114,18 @@ def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[
             typer.Option(envvar="SLUICE_DEVICE", help="Where tensors are computed; auto is CUDA where there is one."),
         ] = "auto",
         prove_only: Annotated[bool, typer.Option("--prove-only", hidden=True)] = False,
+        preflight_only: Annotated[
+            bool,
+            typer.Option(
+                "--preflight",
+                help="Where a mix is read: begin nothing; say what is read, what it asks for, if it fits.",
+            ),
+        ] = False,
+        freeze_only: Annotated[
+            bool,
+            typer.Option("--freeze", help="Where a mix is read: fetch its rows into the registry, and begin nothing."),
+        ] = False,
+        json: Annotated[bool, typer.Option("--json", help="With --preflight: as JSON, on a terminal too.")] = False,
     ) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, _end_soon)
@@ -107,7 +133,13 @@ def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[
         def run() -> None:
             if prove_only and prove is None:
                 raise UsageError(f"the {kind} stage has nothing to prove", remedy="leave --prove-only out")
+            if (preflight_only or freeze_only) and check is None:
+                raise UsageError(f"the {kind} stage reads no mix", remedy="leave --preflight and --freeze out")
             do = prove if prove_only and prove is not None else work
+            if preflight_only and check is not None:
+                do = partial(_preflight, check, as_json=json)
+            if freeze_only and freeze is not None:
+                do = freeze
             do(_job(kind, root, recipe, step, candidate, project, replace, device))
 
         raise typer.Exit(output.end_with(run))
@@ -116,6 +148,14 @@ def main(kind: str, work: Callable[[Job], None], *, teach: str, prove: Callable[
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command()(command)
     sys.exit(app())
+
+
+def _preflight(check: Callable[[Job], Report], job: Job, *, as_json: bool) -> None:
+    from stages.common import preflight, preflight_view
+
+    report = check(job)
+    preflight_view.show(report, as_json=as_json)
+    preflight.refuse(report)
 
 
 def _end_soon(*_: object) -> None:

@@ -82,11 +82,6 @@ class LayerStream:
         for number, layer in enumerate(self._decoder.layers):
             _prepare(layer, number)
 
-    @property
-    def hidden(self) -> int:
-        """H, the width of a hidden state."""
-        return int(self._decoder.config.hidden_size)
-
     @contextmanager
     def embedding(self) -> Iterator[Callable[[Batch], torch.Tensor]]:
         """What gives the first layer's input, hidden states [rows, tokens, H], for a batch.

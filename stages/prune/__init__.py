@@ -6,18 +6,21 @@ that was stopped has done lies in the step's folder: the same command goes on fr
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gates.errors import UsageError
-from registry import fs, output
+from registry import frozen, fs, output
 from registry.checkpoint import read_config
 from registry.families import architecture_of
 from registry.lineage import ancestry
 from registry.manifests import Inputs, MixUse
 from registry.progress import progress
 from registry.recipes import Prune, experts_kept
-from stages.common import calibration
+from stages.common import calibration, preflight, preflight_view
+from stages.common.preflight import Report
 
 if TYPE_CHECKING:
     from registry.store import Candidate
@@ -28,40 +31,78 @@ if TYPE_CHECKING:
 CODE = "prune-1"
 """Changes whenever the same inputs would give other bytes."""
 
-_WORTH_A_WORD = 1 << 30
-"""Bytes of hidden states from which on people are told what they ask of the disk."""
-
 
 def prune(job: Job) -> None:
     """Makes the candidate `job.makes` from `job.source`, or finds it made.
 
     Raises:
-        UsageError: the source is quantised or pruned already or has no experts, the depth is impossible, or the mix
-            cannot be taken; nothing is written.
+        UsageError: the source is quantised or pruned already or has no experts, the depth is impossible, the mix cannot
+            be taken or read, or the disk is too small; nothing is written.
         IntegrityError: the source's tensors are damaged or not complete.
         BusyError: another process is making the same candidate.
     """
+    begun = time.monotonic()
+    taken = _take(job)
+    if job.made(taken.inputs):
+        return
+    report = _report(job, taken, begun)
+    preflight_view.tell(report)
+    preflight.refuse(report)
+    with job.store.step(taken.inputs.identity()) as folder:
+        for leftover in ("model", "attachments"):
+            fs.remove_tree(folder / leftover)
+        _make(job, taken.keep, report, folder)
+        job.store.put(taken.rows)
+        candidate = job.store.commit(
+            job.makes, taken.inputs, folder / "model", attachments=folder / "attachments", replace=job.replace
+        )
+        job.store.discard(taken.inputs.identity())
+    before, after = job.source.manifest, candidate.manifest
+    output.text(
+        f"{job.makes}: {taken.keep} of {before.shape.experts} experts stay in each layer, "
+        f"{output.size(after.size)} (was {output.size(before.size)})"
+    )
+
+
+def check(job: Job) -> Report:
+    """What `prune` looks at before it begins, and nothing more: nothing is written.
+
+    Raises:
+        UsageError, IntegrityError: as `prune`, but for a disk that is too small: `stages.common.preflight.refuse`.
+    """
+    begun = time.monotonic()
+    return _report(job, _take(job), begun)
+
+
+def freeze(job: Job) -> None:
+    """Takes the mix and keeps its rows in the registry: the one part of the stage that may need a network.
+
+    Raises:
+        UsageError: as `prune`, of the mix.
+    """
+    mix, rows = calibration.take(job.settings.mix, job.project, store=job.store)
+    if mix.definition is None:
+        output.text(f"{mix.name}: all of its datasets are files here, so nothing need be fetched or frozen")
+        return
+    kept = frozen.freeze(job.store, mix, rows)
+    output.text(f"{kept.name}: {sum(each.count for each in kept.datasets)} rows are kept as {kept.rows[:12]}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What is known before anything heavy is imported."""
+
+    keep: int
+    mix: MixUse
+    rows: bytes
+    inputs: Inputs
+
+
+def _take(job: Job) -> _Taken:
     _refuse_source(job)
     keep = _experts_kept(job)
     mix, rows = calibration.take(job.settings.mix, job.project, store=job.store)
-    inputs = _inputs(job.settings, job.source, mix)
-    if job.made(inputs):
-        return
-    batches = _batches(job, rows)
-    with job.store.step(inputs.identity()) as folder:
-        for leftover in ("model", "attachments"):
-            fs.remove_tree(folder / leftover)
-        _make(job, keep, batches, folder)
-        job.store.put(rows)
-        candidate = job.store.commit(
-            job.makes, inputs, folder / "model", attachments=folder / "attachments", replace=job.replace
-        )
-        job.store.discard(inputs.identity())
-    before, after = job.source.manifest, candidate.manifest
-    output.text(
-        f"{job.makes}: {keep} of {before.shape.experts} experts stay in each layer, "
-        f"{output.size(after.size)} (was {output.size(before.size)})"
-    )
+    return _Taken(keep, mix, rows, _inputs(job.settings, job.source, mix))
 
 
 def _refuse_source(job: Job) -> None:
@@ -124,39 +165,48 @@ def _inputs(settings: Prune, source: Candidate, mix: MixUse) -> Inputs:
     )
 
 
-def _batches(job: Job, rows: bytes) -> list[calibration.Batch]:
-    """The rows as the model reads them: none where the criterion looks at no data.
-
-    A template that refuses a row is bad input too, so this comes before anything is written.
-    """
-    if job.settings.criterion == "random":
-        return []
-    from transformers import AutoTokenizer
-
+def _report(job: Job, taken: _Taken, begun: float) -> Report:
+    """What the run will read and ask for. A criterion that looks at no data reads nothing."""
+    from stages.common.checkpoint import Checkpoint
     from stages.common.streaming import device_of
+    from stages.prune.demand import demand_of
 
-    device_of(job.device)  # refused here, if it is not there
-    folder = job.source.resolved()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    batches = calibration.batches(rows, tokenizer, job.settings.sequence_length, packing=job.settings.packing)
-    known = architecture_of(read_config(folder)).text.get("vocab_size")
-    largest = max(int(batch.input_ids.max()) for batch in batches)
-    if isinstance(known, int) and largest >= known:
-        raise UsageError(
-            f"the tokenizer gives the token {largest}, but the model knows only {known}",
-            where=str(folder),
-            remedy="leave out of the mix what needs that token, or take the model in with its own tokenizer",
+    settings, root = job.settings, job.store.layout.root
+    device = device_of(job.device)  # refused here, if it is not there
+    source = Checkpoint(job.source.resolved())
+    reading = preflight.no_reading()
+    if settings.criterion != "random":
+        reading = preflight.read(
+            source.folder,
+            taken.mix,
+            taken.rows,
+            sequence_length=settings.sequence_length,
+            packing=settings.packing,
         )
-    return batches
+    return Report(
+        stage="prune",
+        makes=job.makes,
+        source=job.source.name,
+        family=source.architecture.family.model_type,
+        change=f"{taken.keep} of {source.architecture.experts} experts stay in each layer",
+        sequence_length=settings.sequence_length,
+        packing=settings.packing,
+        reading=reading,
+        demand=demand_of(source, settings, taken.keep, reading, device),
+        machine=preflight.machine(root, job.store.layout.step(taken.inputs.identity()), device.type),
+        where=str(root),
+        seconds=time.monotonic() - begun,
+    )
 
 
-def _make(job: Job, keep: int, batches: list[calibration.Batch], folder: Path) -> None:
+def _make(job: Job, keep: int, report: Report, folder: Path) -> None:
     from stages.common.checkpoint import Checkpoint
     from stages.prune.attachments import attachments, unasked
     from stages.prune.surgery import write_pruned
 
     source = Checkpoint(job.source.folder)
-    choices = _choices(job, source, keep, batches, folder / "spool")
+    with preflight.room(folder, report):
+        choices = _choices(job, source, keep, report.reading.batches, folder / "spool")
     with progress(f"write {job.makes}", total=source.size, unit="B") as bar:
         staying = {choice.layer: choice.kept for choice in choices}
         write_pruned(source, staying, folder / "model", drop_mtp=job.settings.mtp == "drop", advance=bar.advance)
@@ -182,12 +232,6 @@ def _choices(job: Job, source: Checkpoint, keep: int, batches: list[calibration.
     from stages.prune import layers
 
     stream = LayerStream(source, device_of(job.device))
-    asked = layers.cost(stream, settings, batches)
-    if asked.size > _WORTH_A_WORD:
-        output.hint(
-            f"hidden states take {output.size(asked.size)} on disk, and {output.size(asked.traffic)} are read and "
-            f"written in all ({stream.device.type}, {str(stream.dtype).removeprefix('torch.')})"
-        )
     found = []
     total = architecture.layers + (len(stream.mtp_layers) if settings.mtp == "prune" else 0)
     with progress(f"prune {job.makes}", total=total, unit="layers") as bar:

@@ -15,16 +15,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 
 from registry import plan
 from registry.recipes import Prune
-from stages.common import mtp
 from stages.common.checkpoint import Checkpoint
 from stages.common.experts import ANSWER_BYTES
-from stages.common.memory import used
+from stages.common.machine import used_memory
 from stages.common.preflight import Demand, Reading
 from stages.common.spool import AHEAD
 from stages.common.streaming import dtype_of
@@ -40,6 +40,9 @@ _PROBE = 0.2
 """Seconds that the probe takes."""
 
 
+Matrices = Mapping[int, Sequence[tuple[str, int]]]
+
+
 def demand_of(checkpoint: Checkpoint, settings: Prune, keep: int, reading: Reading, device: torch.device) -> Demand:
     """What it takes to prune `checkpoint` to `keep` experts in each layer."""
     written = _output(checkpoint, settings, keep)
@@ -47,7 +50,7 @@ def demand_of(checkpoint: Checkpoint, settings: Prune, keep: int, reading: Readi
         return Demand(
             output=written,
             spool=0,
-            host=used() + max((tensor.size for tensor in checkpoint.tensors.values()), default=0),
+            host=used_memory() + max((tensor.size for tensor in checkpoint.tensors.values()), default=0),
             device=0,
             seconds=2 * written / DISK_RATE,
             basis=f"no data are looked at; a disk of {_rate(DISK_RATE, 'B')} is assumed",
@@ -55,73 +58,69 @@ def demand_of(checkpoint: Checkpoint, settings: Prune, keep: int, reading: Readi
     asked = layers.cost(checkpoint, device, settings, reading.batches)
     rate, said = _compute_rate(checkpoint, reading, device)
     moved = checkpoint.size + asked.traffic + written
-    host, on_device = _memory(checkpoint, settings, reading, device)
+    matrices = _matrices(checkpoint, layers.visited(checkpoint, settings))
+    host, on_device = _memory(checkpoint, matrices, reading, device)
     return Demand(
         output=written,
         spool=asked.size,
         host=host,
         device=on_device,
-        seconds=_products(checkpoint, settings, reading) / rate + moved / DISK_RATE,
+        seconds=_products(checkpoint, matrices, reading) / rate + moved / DISK_RATE,
         basis=f"{said}; a disk of {_rate(DISK_RATE, 'B')} is assumed",
     )
 
 
 def _output(checkpoint: Checkpoint, settings: Prune, keep: int) -> int:
-    """Bytes of the candidate: its tensors, and the other files as they are."""
+    """Bytes of the candidate: its tensors, and all else as it is; of headers it has a little less."""
     model = plan.of_tensors(checkpoint.architecture, checkpoint.tensors)
     terms = plan.Terms(format="bf16", mtp=settings.mtp == "prune")
-    other = sum(path.stat().st_size for name, path in checkpoint.files.items() if name not in checkpoint.shards)
-    return sum(plan.weights(model, terms, experts=keep).values()) + other
+    files = sum(path.stat().st_size for path in checkpoint.files.values())
+    return sum(plan.weights(model, terms, experts=keep).values()) + files - checkpoint.size
 
 
-def _products(checkpoint: Checkpoint, settings: Prune, reading: Reading) -> float:
+def _matrices(checkpoint: Checkpoint, visited: Sequence[int]) -> Matrices:
+    """By layer: of each matrix what kind it is of and how many numbers it has."""
+    found: dict[int, list[tuple[str, int]]] = {layer: [] for layer in visited}
+    for name, tensor in checkpoint.tensors.items():
+        part = checkpoint.architecture.part(name)
+        if part is not None and part.layer in found and len(tensor.shape) > 1 and not part.vision:
+            found[part.layer].append((part.kind, math.prod(tensor.shape)))
+    return found
+
+
+def _products(checkpoint: Checkpoint, matrices: Matrices, reading: Reading) -> float:
     """Multiplications and additions of the whole run."""
     architecture, text = checkpoint.architecture, checkpoint.architecture.text
     of_token = 0.0
-    for layer in layers.visited(checkpoint, settings):
-        for kind, shape in _matrices(checkpoint, layer):
-            if kind in ("expert", "experts"):
-                of_token += 2 * 2 * math.prod(shape) * architecture.top_k / architecture.experts
-            else:
-                of_token += 2 * math.prod(shape)
+    for kind, numbers in chain.from_iterable(matrices.values()):
+        routed = kind in ("expert", "experts")
+        of_token += 2 * numbers * (2 * architecture.top_k / architecture.experts if routed else 1)
     heads = text.get("num_attention_heads") or 0
     width = text.get("v_head_dim") or text.get("head_dim") or text["hidden_size"] // max(1, heads)
     with_earlier = 2 * architecture.full_attention_layers * heads * width
-    return sum(
-        batch.input_ids.numel() * (of_token + with_earlier * batch.input_ids.shape[1]) for batch in reading.batches
-    )
+    shapes = [batch.input_ids.shape for batch in reading.batches]
+    return sum(rows * length * (of_token + with_earlier * length) for rows, length in shapes)
 
 
-def _matrices(checkpoint: Checkpoint, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, tensor in checkpoint.tensors.items():
-        part = checkpoint.architecture.part(name)
-        if part is not None and part.layer == layer and len(tensor.shape) > 1 and not part.vision:
-            yield part.kind, tensor.shape
-
-
-def _memory(checkpoint: Checkpoint, settings: Prune, reading: Reading, device: torch.device) -> tuple[int, int]:
+def _memory(checkpoint: Checkpoint, matrices: Matrices, reading: Reading, device: torch.device) -> tuple[int, int]:
     """Bytes at the peak, of the host and of the device."""
     width, slots = dtype_of(device).itemsize, layers.slots_of(device)
-    of_layer = {
-        layer: sum(math.prod(shape) for _, shape in _matrices(checkpoint, layer))
-        for layer in layers.visited(checkpoint, settings)
-    }
-    weights = max(of_layer.values()) * width
+    weights = max(sum(numbers for _, numbers in found) for found in matrices.values()) * width
     largest = max(tensor.size for tensor in checkpoint.tensors.values())  # as it is read, beside its copy
     tokens = max(batch.input_ids.numel() for batch in reading.batches)
     longest = max(batch.input_ids.shape[1] for batch in reading.batches)
     text, architecture = checkpoint.architecture.text, checkpoint.architecture
     states = tokens * text["hidden_size"] * width
     answers = min(states * architecture.top_k, ANSWER_BYTES)
-    # in a slot: the states before, between and behind the halves and what attention has of them (about twice as much),
-    # the answers of the experts before and after they are weighted, the mask of a batch with padding, logits of the router
+    # in a slot: the states before, between and behind the halves and what attention makes of them (twice as much),
+    # the answers of the experts before and after they are weighted, the mask of a padded batch, the router's logits
     working = slots * (8 * states + 2 * answers + tokens * longest + 4 * 4 * tokens * architecture.experts)
     waiting = (slots + AHEAD) * 2 * states
     copied = weights // 2  # the experts that stay, while both are there
-    held = sum(batch.input_ids.numel() for batch in reading.batches) * 16
+    held = reading.padded * 16  # ids and mask
     if device.type == "cpu":
-        return used() + held + waiting + largest + weights + max(working, copied), 0
-    return used() + held + waiting + largest, _CUDA_CONTEXT + weights + max(working, copied)
+        return used_memory() + held + waiting + largest + weights + max(working, copied), 0
+    return used_memory() + held + waiting + largest, _CUDA_CONTEXT + weights + max(working, copied)
 
 
 def _compute_rate(checkpoint: Checkpoint, reading: Reading, device: torch.device) -> tuple[float, str]:

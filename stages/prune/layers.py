@@ -24,7 +24,7 @@ from gates import canonical
 from gates.errors import IntegrityError
 from registry.recipes import Prune
 from stages.common import mtp
-from stages.common.memory import give_back_large_blocks
+from stages.common.memory import give_back
 from stages.common.spool import Note, Spool, Tensors
 from stages.common.streaming import dtype_of
 from stages.prune.criteria import Choice, Tally
@@ -87,12 +87,13 @@ def choices(
     Raises:
         IntegrityError: a layer puts out NaN or infinity, the checkpoint is not complete, or the spool is damaged.
     """
-    give_back_large_blocks()
+    give_back()
     spool = Spool(folder, count=len(batches), of=_follows_from(stream, batches))
     run = _Run(stream, settings, keep, batches, spool, slots or slots_of(stream.device))
     run.begin()
     for layer in visited(stream.checkpoint, settings):
         yield run.layer(layer)
+        give_back()
     spool.finish()
 
 
@@ -138,7 +139,8 @@ class _Run:
         states = block.attend(self.batches[batch], tensors["states"])
         routing = block.routing(states)
         real = block.real(self.batches[batch]).flatten().to(states.device)
-        made = self._finite(block, batch, states, routing.norms.view(*states.shape[:2], -1))
+        judged = torch.cat([routing.norms, routing.weights.float()], dim=-1)
+        made = self._finite(block, batch, states, judged.view(*states.shape[:2], -1))
         tally = self._tally(block)
         tally.add(routing, real)
         return made, tally.state()

@@ -18,7 +18,7 @@ from tests.containers.conftest import UID, Compose
 
 pytestmark = pytest.mark.needs("containers")
 
-SERVICES = ("prune", "quantize", "eval", "registry", "serve", "train")
+SERVICES = ("prune", "mix", "quantize", "eval", "registry", "serve", "train")
 
 INSIDE = """
 import os, pathlib
@@ -81,11 +81,14 @@ def test_a_service_has_no_more_rights_than_it_needs(
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_only_serve_has_a_network_and_listens_on_this_machine_alone(
+def test_only_mix_reaches_out_and_only_serve_listens_on_this_machine_alone(
     inspected: dict[str, dict[str, Any]], compose: Compose, service: str
 ) -> None:
     host = inspected[service]["HostConfig"]
-    if service == "serve":
+    if service == "mix":
+        assert host["NetworkMode"] != "none"
+        assert not host["PortBindings"]
+    elif service == "serve":
         assert host["PortBindings"] == {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(compose.port)}]}
     else:
         assert host["NetworkMode"] == "none"

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gates import canonical
-from gates.evidence import conditions_key, exact, incomparable, pools, totals
+from gates.evidence import conditions_key, incomparable, pools, run, totals
+from gates.pooling import CONDITIONS, exact, scores
 from gates.records import Conditions, Evidence, Row, Score, Totals
 from tests.support.scores import (
     KNOWN,
@@ -190,8 +191,13 @@ def test_the_same_rows_recorded_twice_count_once():
 
 
 def test_runs_under_other_conditions_are_not_pooled():
-    evidence = [header(right(3, 4), pack="p"), header(right(2, 4), pack="p", thinking="off")]
-    assert sorted(pool.overall.percent for pool in pools(by_digest(evidence))["p"].values()) == [50, 75]
+    evidence = by_digest([header(right(3, 4), pack="p"), header(right(2, 4), pack="p", thinking="off")])
+    assert sorted(pool.overall.percent for pool in pools(evidence)["p"].values()) == [50, 75]
+    assert sorted(scores({digest: run(each) for digest, each in evidence.items()})["p"]) == [50, 75]
+
+
+def test_the_conditions_that_may_be_unknown_are_those_of_the_record():
+    assert set(Conditions.model_fields) == CONDITIONS
 
 
 def test_an_unfinished_run_counts_for_nothing_once_a_complete_one_is_there():

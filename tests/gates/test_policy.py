@@ -148,3 +148,20 @@ def test_a_number_is_written_in_one_way_and_exactly(number: Decimal):
     assert Decimal(plain(number)) == number
     assert plain(number) == plain(number * Decimal("1.00"))
     assert "E" not in plain(number)
+
+
+def test_the_policy_for_quality_needs_no_baseline(project: Path):
+    policy = parse_policy((project / "policies" / "quality.yaml").read_text(), "quality.yaml")
+    assert policy.compared() == ()
+    assert explain(policy) == [
+        "Code: humaneval-plus must score at least 75",
+        "Knowledge: mmlu must score at least 40",
+    ]
+
+
+def test_the_policy_for_a_release_compares_the_items_of_every_public_set(project: Path):
+    policy = parse_policy((project / "policies" / "release.yaml").read_text(), "release.yaml")
+    rules = [rule for gate in policy.gates for rule in gate.rules]
+    assert all(rule.paired is not None for rule in rules)
+    assert set(policy.compared()) == {"humaneval-plus", "mmlu", "toolcall", "gsm8k"} == set(policy.rank_by or ())
+    assert "What is not decided is asked again, up to 3 runs in all" in explain(policy)

@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gates.errors import IntegrityError, SluiceError, UsageError
-from registry import bulk, parallel, sources, syscalls, taking
+from registry import adding, bulk, parallel, sources, syscalls, taking
 from registry.store import Candidate, Store
-from tests.support import invariants, stores, tiny
+from registry.verify import verify
+from tests.support import invariants, stores, tiny, users
 from tests.support.processes import KILLED, dying_at, end, start
 
 
@@ -300,6 +301,19 @@ def test_a_damaged_blob_is_not_shared_but_replaced(store, source):
     blob = store.layout.blob(first.manifest.files[shard].digest)
     _damage(blob)
     store.add("two", source)
+    invariants.check(store.layout.root)
+
+
+def test_damage_that_a_glance_at_the_blob_misses_is_found_by_verify_and_mended_by_adding_again(store, source):
+    """A second version costs the hash of its own files; what it shares is not read again (docs/decisions/0015)."""
+    first = store.add("one", source)
+    _damage(store.layout.blob(first.manifest.files["model-00002-of-00004.safetensors"].digest))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "alike", lambda *_: True)
+        store.add("two", source)
+    assert verify(store, "two", full=True)
+    store.add("one", source)
+    assert not verify(store, "two", full=True)
     invariants.check(store.layout.root)
 
 
@@ -674,3 +688,121 @@ def test_links_out_of_a_folder_that_is_no_snapshot_are_refused(snapshot):
     elsewhere = snapshot.rename(snapshot.with_name("main"))
     with pytest.raises(UsageError, match="leaves the source"):
         sources.folder(elsewhere)
+
+
+def test_a_part_of_the_source_that_cannot_be_read_is_refused_rather_than_left_out(memory_path):
+    source = tiny.write_checkpoint(memory_path / "source")
+    closed = source / "closed"
+    closed.mkdir()
+    (closed / "tokenizer.json").write_text("{}")
+    closed.chmod(0)
+
+    def look() -> None:
+        with pytest.raises(PermissionError) as refused:
+            sources.folder(source)
+        assert refused.value.filename == str(closed)
+
+    assert users.ordinary(look, owns=source) == 0
+    closed.chmod(0o755)
+
+
+def test_a_move_whose_source_cannot_be_removed_says_that_the_model_is_there(store, source):
+    def refuse(name: str, arguments: tuple[Any, ...], call: Callable[..., Any]) -> Any:
+        if name == "unlink" and Path(arguments[0]).is_relative_to(source):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(arguments[0]))
+        return call(*arguments)
+
+    before = tree(source)
+    syscalls.around = refuse
+    try:
+        with pytest.raises(UsageError, match="the model is in the registry, but its source cannot be removed"):
+            store.add("toy", source, move=True)
+    finally:
+        syscalls.around = None
+    assert holds(store.candidate("toy"), before)
+    assert tree(source) == before
+    store.add("toy", source, move=True)
+    assert not source.exists()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_move_never_trades_a_sound_file_for_a_blob_that_has_rotted(store, source, tmp_path, interrupted):
+    """Though it was begun without --move, and the blob was taken on trust then."""
+    first = store.add("one", source)
+    _damage(store.layout.blob(first.manifest.files["model-00002-of-00004.safetensors"].digest))
+    other = Path(shutil.copytree(source, tmp_path / "other"))
+    (other / "chat_template.jinja").write_text("another")
+    before = tree(other)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "alike", lambda *_: True)  # the damage lies where a glance misses it
+        if interrupted:
+            patch.setattr(adding, "_commit", _fail)
+            with pytest.raises(KeyboardInterrupt):
+                store.add("two", other)
+            patch.undo()
+            patch.setattr(bulk, "alike", lambda *_: True)
+        store.add("two", other, move=True)
+    assert not other.exists()
+    assert holds(store.candidate("two"), before)
+    assert not verify(store, "two", full=True)
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_move_takes_files_of_the_same_bytes_along(store, source):
+    (source / "one.json").write_text("{}")
+    (source / "other.json").write_text("{}")
+    before = tree(source)
+    assert holds(store.add("toy", source, move=True), before)
+    assert not source.exists()
+
+
+def test_a_file_that_somebody_writes_is_not_moved(store, source):
+    """They could write to the blob, long after it was hashed."""
+    before = tree(source)
+    with (source / "config.json").open("r+b"), pytest.raises(UsageError, match="open for writing"):
+        store.add("toy", source, move=True)
+    with (source / "config.json").open("rb"):
+        store.add("toy", source, move=True)
+    assert holds(store.candidate("toy"), before)
+
+
+def test_a_file_that_somebody_begins_to_write_while_it_is_moved_is_refused(store, source):
+    begun = []
+
+    def begin(name: str, arguments: tuple[Any, ...], call: Callable[..., Any]) -> Any:
+        result = call(*arguments)
+        if name == "link" and not begun and Path(arguments[0]).parent == source:
+            begun.append(Path(arguments[0]).open("r+b"))  # noqa: SIM115
+        return result
+
+    syscalls.around = begin
+    try:
+        with pytest.raises(UsageError, match="changed while it was read"):
+            store.add("toy", source, move=True)
+    finally:
+        syscalls.around = None
+    begun[0].close()
+    store.add("toy", source, move=True)
+    assert not source.exists()
+
+
+def test_a_candidate_that_is_removed_while_it_is_replaced_is_made_all_the_same(store, source, tmp_path):
+    """As where locks do not lock: the name is taken when it is asked for, and free a moment later."""
+    stores.add(store, "toy", tmp_path)
+
+    def steal(name: str, arguments: tuple[Any, ...], call: Callable[..., Any]) -> Any:
+        if name == "exchange":
+            syscalls.around = None
+            shutil.rmtree(store.layout.candidate("toy"))
+        return call(*arguments)
+
+    syscalls.around = steal
+    try:
+        made = store.add("toy", source, replace=True)
+    finally:
+        syscalls.around = None
+    assert holds(made, tree(source))
+    invariants.check(store.layout.root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from gates.errors import IntegrityError, UsageError
 from registry.checkpoint import INDEX, examine, inspect
+from registry.tensors import DTYPES
 from tests.support import tiny
 from tests.support.fp8 import fp8_checkpoint, write_fp8_checkpoint
 from tests.support.tiny import Tensor, write_checkpoint, write_json, write_weights
@@ -414,15 +416,25 @@ def test_a_weight_that_was_left_unquantised_is_found(tmp_path, parts, name):
     assert f"tensor {name}: BF16 {list(shape)} was not quantised" in refused_fp8(tmp_path, config, weights)
 
 
-@pytest.mark.parametrize(("dtype", "shape"), [("F32", (2, 1)), ("F32", (1, 2)), ("F32", (4,)), ("BF16", (2, 2))])
+@pytest.mark.parametrize(("dtype", "shape"), [("F32", (2, 1)), ("F32", (1, 2)), ("F32", (4,)), ("F64", (2, 2))])
 def test_scales_of_another_form_are_found(tmp_path, parts, dtype, shape):
     config, weights = parts
-    count = 4 if dtype == "F32" else 2
-    weights[EXPERT + "_scale_inv"] = Tensor(dtype, shape, bytes(count * shape[0] * (shape[1] if len(shape) > 1 else 1)))
+    weights[EXPERT + "_scale_inv"] = Tensor(dtype, shape, bytes(DTYPES[dtype] * math.prod(shape)))
     assert weights[EXPERT].shape == (130, 160)
-    assert f"tensor {EXPERT}_scale_inv: {dtype} {list(shape)} (expected: F32 [2, 2])" in refused_fp8(
+    assert f"{EXPERT}_scale_inv: {dtype} {list(shape)} (expected: F32 or BF16 or F16 [2, 2])" in refused_fp8(
         tmp_path, config, weights
     )
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_scales_in_16_bits_are_taken_as_qwen_publishes_them(tmp_path, parts, dtype):
+    config, weights = parts
+    for name in [name for name in weights if name.endswith("_scale_inv")]:
+        shape = weights[name].shape
+        weights[name] = Tensor(dtype, shape, b"\x01\x3c" * math.prod(shape))
+    write_json(tmp_path / "config.json", config)
+    write_weights(tmp_path, weights, shards=2)
+    assert inspect(tmp_path).quantization == "fp8-block"
 
 
 def test_scales_of_nothing_are_found(tmp_path, parts):

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from gates.errors import UsageError
 from registry import doctor, fs, garbage, gc, judging, locks, promotion, removal, syscalls
 from registry.cli import app
 from registry.store import Store
-from tests.support import faults, stores
-from tests.support.processes import end, start
+from tests.support import faults, stores, users
 
 
 @pytest.fixture
@@ -136,20 +136,14 @@ def test_files_of_another_user_are_found(store, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_found(store):
-    """Looked at by an ordinary user, whoever runs the tests: root may write everywhere."""
     store.layout.staging.chmod(0o555)
-    ordinary = 12345 if os.getuid() == 0 else os.getuid()
-    store.layout.root.parent.chmod(0o755)
-    for path in (store.layout.root, *store.layout.root.rglob("*")):
-        os.chown(path, ordinary, -1, follow_symlinks=False)
 
     def look() -> None:
-        os.setuid(ordinary)
         told = found(store, "obstacle")
         assert "nothing can be written in this folder" in told
         assert f"chmod u+rwx {store.layout.staging}" in told
 
-    assert end(start(look)) == 0
+    assert users.ordinary(look, owns=store.layout.root) == 0
     store.layout.staging.chmod(0o755)
 
 
@@ -269,6 +263,34 @@ def test_a_candidate_that_vanished_is_a_hint_that_the_command_mends(store):
     assert "registry rm second" in told
     removal.remove(store, "second")
     assert "is gone" not in found(store)
+
+
+def test_a_candidate_that_the_log_does_not_know_is_a_hint_that_promoting_or_adding_it_mends(store, tmp_path):
+    for path in store.layout.log.iterdir():
+        path.unlink()
+    Store.open(store.layout.root)  # which writes the promotion down again
+    told = found(store, "hint")
+    assert "the log does not say how first came here" in told
+    assert "the log does not say how second came here" in told
+    stores.add(store, "second", tmp_path, seed=1)
+    assert "how second came here" not in found(store)
+
+
+def test_where_no_file_can_be_made_doctor_looks_at_all_the_rest(store):
+    def refuse(name: str, arguments: tuple[Any, ...], call: Callable[..., Any]) -> Any:
+        if name in ("create", "mkdir", "link", "symlink"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[-1]))
+        return call(*arguments)
+
+    _without_blob(store)
+    syscalls.around = refuse
+    try:
+        told = found(store)
+    finally:
+        syscalls.around = None
+    assert "second is damaged" in told
+    assert "No space left on device" in told
+    assert "registry gc" in told
 
 
 def test_an_interrupted_gc_is_a_hint(store):

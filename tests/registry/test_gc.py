@@ -23,7 +23,7 @@ from registry.gc import GRACE
 from registry.manifests import MixUse, Taken
 from registry.store import Store
 from registry.verify import verify, verify_records
-from tests.support import invariants, stores
+from tests.support import invariants, stores, users
 
 LATER = 30 * garbage.DAY
 
@@ -479,3 +479,30 @@ def test_damage_ends_the_command_with_5_and_a_busy_one_with_6(store, tmp_path):
     run = _command(store, "gc")
     assert run.exit_code == 5
     assert "registry rm broken" in run.stderr
+
+
+@pytest.mark.parametrize("place", ["leases", "evidence", "retractions"])
+def test_what_is_no_record_where_records_lie_stops_gc_and_is_named(store, tmp_path, place):
+    digest = stores.add(store, "toy", tmp_path).digest
+    there = store.layout.root / place / ("foreign" if place == "leases" else f"{digest}/foreign.json")
+    there.mkdir(parents=True)
+    for command in (["gc"], ["gc", "--dry-run"]):
+        run = CliRunner().invoke(app, [*command, "--root", str(store.layout.root)])
+        assert run.exit_code == 5
+        assert str(there) in run.stderr
+        assert "move it out of the registry" in run.stderr
+
+
+def test_a_candidate_s_folder_that_cannot_be_listed_stops_gc(store, tmp_path):
+    """Its attachments have no other name than the links in it."""
+    stores.add(store, "toy", tmp_path)
+    closed = store.layout.candidate("toy") / "attachments"
+    closed.mkdir()
+    closed.chmod(0)
+
+    def look() -> None:
+        with pytest.raises(PermissionError):
+            reachable.linked(store.layout.candidates)
+
+    assert users.ordinary(look, owns=store.layout.root) == 0
+    closed.chmod(0o755)

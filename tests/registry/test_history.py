@@ -115,7 +115,6 @@ def test_of_a_stacked_prune_each_prune_is_named():
     assert "(144 of 192 experts)" in difference.right
     other = prune(once, "0.25", "narrow")
     assert [each.word for each in between(twice, other)] == ["mix of prune 2"]
-    assert history.pruned_with(twice) == ("reap-26b", "0.25")
 
 
 def test_what_a_later_release_records_is_compared_too():

@@ -43,7 +43,7 @@ def run(site, tmp_path):
 
     def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", "from registry.cli import main; main()", *words, "--root", tmp_path / "models"],
+            [sys.executable, "-m", "registry", *words, "--root", tmp_path / "models"],
             env=os.environ | site.environment(tmp_path / "home") | environment,
             capture_output=True,
             text=True,

@@ -12,7 +12,7 @@ from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from gates.policy import parse_policy
 from gates.records import Evidence
-from registry import judging, overview
+from registry import holding, judging
 from registry.store import Store
 from tests.support.scores import header, right, written
 from tests.support.tiny import write_checkpoint
@@ -177,10 +177,16 @@ def test_damaged_rows_make_it_invalid(store: Store, policy: Path, scored: Callab
 def test_a_forgotten_baseline_takes_no_pass_away(store: Store, policy: Path, scored: Callable[..., str]):
     scored("toy", 20), scored("pruned", 20)
     assert judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline=None).verdict == "Inconclusive"
-    assert standing(store, "pruned", policy) == overview.standing(store, store.candidate("pruned")) == "Inconclusive"
+    assert (
+        standing(store, "pruned", policy)
+        == holding.standing(store.layout, store.candidate("pruned").digest)
+        == "Inconclusive"
+    )
     judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline="toy")
     judging.judge(store, "pruned", policy=judging.read_policy(policy), baseline=None)
-    assert standing(store, "pruned", policy) == overview.standing(store, store.candidate("pruned")) == "Pass"
+    assert (
+        standing(store, "pruned", policy) == holding.standing(store.layout, store.candidate("pruned").digest) == "Pass"
+    )
 
 
 def test_a_floor_that_is_missed_without_a_baseline_is_a_failure(store: Store, policy: Path, scored: Callable[..., str]):

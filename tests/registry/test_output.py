@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _ends(code: int, root: Path, *words: str, before: str = "", **environment: str) -> tuple[str, str]:
     """What a command printed to stdout and stderr, after the shell did `before` to its streams."""
-    command = [sys.executable, "-c", "from registry.cli import main; main()", *words, "--root", str(root)]
+    command = [sys.executable, "-m", "registry", *words, "--root", str(root)]
     shell = ["sh", "-c", f'exec "$@" {before}', "sh", *command]
     done = subprocess.run(shell, capture_output=True, env=os.environ | environment, check=False)
     said = done.stderr.decode()
@@ -94,3 +95,24 @@ def test_what_a_folder_lacks_is_said_of_that_folder(root: Path, tmp_path: Path):
 def _copied(root: Path, folder: Path) -> Path:
     subprocess.run(["cp", "-a", str(root), str(folder / "models")], check=True)
     return folder / "models"
+
+
+def test_a_file_s_name_does_not_steer_the_terminal(tmp_path: Path):
+    Store.init(tmp_path / "models")
+    source = stores.checkpoint(tmp_path / "source")
+    (source / "\x1b[31mred.bin").write_text("no part of the model")
+    said = _ends(0, tmp_path / "models", "add", "toy", str(source))[1]
+    assert "\\x1b[31mred.bin" in said
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("command", [["show", "toy"], ["lineage"], ["ls"], ["show", "toy", "--json"]])
+def test_a_channel_that_is_damaged_keeps_nobody_from_looking_at_candidates(root: Path, tmp_path: Path, command):
+    copy = Path(shutil.copytree(root, tmp_path / "models", symlinks=True))
+    generation = copy / "generations" / "best" / "00000001.json"
+    generation.chmod(0o644)
+    generation.write_text("{}")
+    printed, said = _ends(0, copy, *command)
+    assert "toy" in printed
+    assert "the channel best is damaged" in said
+    assert "to do: restore it from a backup" in said

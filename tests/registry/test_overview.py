@@ -49,9 +49,9 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=["link", "manifest", "evidence", "verdict"])
 def test_a_damaged_candidate_is_listed_as_damaged_and_the_others_as_ever(store, damage):
-    whole = {line.name: line for line in overview.lines(store)}
+    whole = {line.name: line for line in overview.lines(store.layout)}
     damage(store)
-    listed = {line.name: line for line in overview.lines(store)}
+    listed = {line.name: line for line in overview.lines(store.layout)}
     assert listed.keys() == whole.keys()
     assert listed["first"].damage
     assert (listed["first"].size, listed["first"].verdict) == (None, None)
@@ -73,7 +73,7 @@ def test_ls_ends_with_0_and_says_on_stderr_what_to_do(store, options):
 
 def test_a_damaged_candidate_that_is_served_shows_where(store):
     fs.remove_tree(store.layout.candidate("second") / "manifest")
-    (line,) = (line for line in overview.lines(store) if line.name == "second")
+    (line,) = (line for line in overview.lines(store.layout) if line.name == "second")
     assert line.damage
     assert line.channels == ("best",)
 
@@ -82,4 +82,4 @@ def test_a_damaged_generation_hides_no_candidate(store):
     path = store.layout.generations("best") / "00000001.json"
     path.chmod(0o644)
     path.write_bytes(b"{")
-    assert [line.name for line in overview.lines(store)] == ["first", "second", "third"]
+    assert [line.name for line in overview.lines(store.layout)] == ["first", "second", "third"]

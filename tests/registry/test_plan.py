@@ -174,7 +174,7 @@ def test_the_story_s_card_takes_the_story_s_compression():
 
 
 def said(code: int, *words: str) -> tuple[str, str]:
-    command = [sys.executable, "-c", "from registry.cli import main; main()", "plan", *words]
+    command = [sys.executable, "-m", "registry", "plan", *words]
     done = subprocess.run(command, capture_output=True, env=os.environ | {"COLUMNS": "100"}, check=False, text=True)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

@@ -53,24 +53,26 @@ def test_the_counts_that_people_publish(experts, compression, kept):
 @given(
     experts=st.integers(2, 512),
     compression=st.decimals("0.001", "0.999", places=3),
-    grouping=st.sampled_from([(1, 1), (2, 1), (4, 4), (8, 4)]),
+    grouping=st.sampled_from([(1, None), (1, 1), (2, 1), (4, 4), (8, 4)]),
     top_k=st.integers(1, 8),
 )
 def test_as_many_experts_stay_as_the_decimal_says_and_never_too_few(experts, compression, grouping, top_k):
-    """A token's top k come from `used` of the groups, which a router ranks by the best two experts of each."""
-    groups, used = grouping
+    """A token's top k come from `used` of the groups, which a router ranks by the best two experts of each; also where
+    there is one group. Other routers know of no groups."""
+    groups, stated = grouping
+    used = stated or groups
     experts *= groups
     assume(top_k <= experts // groups * used)
     exact = experts * (1 - Fraction(compression))
     try:
-        kept = experts_kept(experts, compression, top_k=top_k, groups=groups, groups_used=used)
+        kept = experts_kept(experts, compression, top_k=top_k, groups=groups, groups_used=stated)
     except UsageError:
         beyond = exact <= experts - groups
-        assert not beyond or ceil(exact / groups) * used < top_k or (groups > 1 and exact <= groups)
+        assert not beyond or ceil(exact / groups) * used < top_k or (stated and exact <= groups)
         return
     assert kept % groups == 0
     assert kept // groups * used >= top_k
-    assert groups == 1 or kept >= 2 * groups
+    assert stated is None or kept >= 2 * groups
     assert exact <= kept < exact + groups
     assert kept < experts
 

@@ -14,7 +14,7 @@ from registry import fs
 from registry.manifests import Inputs, Manifest, MixUse, Taken
 from registry.marker import Format
 from registry.store import Store
-from tests.support import invariants, stores
+from tests.support import invariants, stores, users
 from tests.support.processes import KILLED, dying_at, end, start, together
 
 
@@ -412,3 +412,17 @@ def test_manifests_written_before_still_read_as_the_same_bytes(project):
     data = (project / "tests/golden/format1/manifest.json").read_bytes()
     manifest = Manifest.from_bytes(data)
     assert manifest.to_bytes() == data
+
+
+def test_a_registry_that_cannot_be_written_is_read_though_a_folder_is_missing(memory_path, tmp_path):
+    """Such as one of an older Sluice that is mounted read-only: a newer one may have a folder more."""
+    store = Store.init(memory_path / "models")
+    digest = stores.add(store, "toy", tmp_path).digest
+    store.layout.waivers(digest).parent.rmdir()
+    store.layout.root.chmod(0o555)
+
+    def look() -> None:
+        assert Store.open(store.layout.root).candidate("toy").digest == digest
+
+    assert users.ordinary(look, owns=store.layout.root) == 0
+    store.layout.root.chmod(0o755)

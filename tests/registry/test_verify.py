@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 from dataclasses import replace
@@ -10,14 +11,16 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from gates.errors import UsageError
+from registry.cli import app
 from registry.manifests import Inputs
 from registry.store import Store
 from registry.tensors import DTYPES, read_header
 from registry.values import all_positive, holds_no_number
 from registry.verify import verify, verify_records
-from tests.support import stores
+from tests.support import stores, users
 from tests.support.fp8 import fp8_checkpoint, write_fp8_checkpoint
 from tests.support.tiny import write_checkpoint, write_json, write_weights
 
@@ -170,7 +173,7 @@ def test_a_changed_manifest_is_found(store):
     assert f"manifests/{path.name}: the manifest is not what its name says" in what
     assert "experts=4" in what
     path.write_bytes(b"{}")
-    assert f"manifests/{path.name}: not a Manifest" in found(store)
+    assert f"manifests/{path.name}: this is no Manifest" in found(store)
     path.unlink()
     assert f"manifests/{path.name}: the manifest cannot be read" in found(store)
 
@@ -216,20 +219,22 @@ def test_attachments_are_verified_too(store, tmp_path):
 # ── numbers ──
 
 
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, -1.0])
-def test_a_scale_that_cannot_be_is_found_in_full_though_every_digest_agrees(store, tmp_path, bad):
+def test_a_scale_that_cannot_be_is_found_though_every_digest_agrees(store, tmp_path, bad, dtype, full):
     name = "model.layers.1.mlp.experts.2.up_proj.weight_scale_inv"
     config, weights = fp8_checkpoint(hidden=256, intermediate=256)
-    values = struct.pack("<4f", 1.0, 1.0, bad, 1.0)
-    weights[name] = replace(weights[name], data=values)
+    parts = [struct.pack("<f", each)[-DTYPES[dtype] :] for each in (1.0, 1.0, bad, 1.0)]
+    weights[name] = replace(weights[name], dtype=dtype, data=b"".join(parts))
     source = tmp_path / "bad"
     source.mkdir()
     write_json(source / "config.json", config)
     write_weights(source, weights, shards=3)
     store.add("bad", source)
-    assert verify(store, "bad", full=False) == []
-    (problem,) = verify(store, "bad", full=True)
+    (problem,) = verify(store, "bad", full=full)
     assert name in problem.what
+    assert "safetensors" in problem.file or "blobs/sha256" in problem.file
     assert problem.expected == "finite numbers above 0"
 
 
@@ -256,8 +261,7 @@ def test_every_number_that_is_none_is_seen_and_no_other(dtype, data):
     values = data.draw(st.lists(st.floats(width=8 * DTYPES[dtype]), max_size=20))
     packed = b"".join(struct.pack(FORMATS[dtype], value) for value in values)
     assert holds_no_number(dtype, packed) == any(value != value or abs(value) == float("inf") for value in values)
-    if dtype == "F32":
-        assert all_positive(packed) == all(0 < value < float("inf") for value in values)
+    assert all_positive(dtype, packed) == all(0 < value < float("inf") for value in values)
 
 
 @given(st.lists(st.floats(width=32), max_size=20))
@@ -344,3 +348,35 @@ def test_a_parent_whose_manifest_is_damaged_is_named(store):
         store.commit("child", inputs, write_checkpoint(folder / "model"))
     store.layout.manifest(parent).unlink()
     assert [problem.file for problem in verify_records(store, "child")] == [f"manifests/{parent}.json"]
+
+
+def test_what_somebody_left_among_the_candidates_keeps_none_from_being_verified(store):
+    candidates = store.layout.candidates
+    (candidates / "notes").write_text("mine")
+    (candidates / "gone").symlink_to("nowhere")
+    (candidates / "empty").mkdir()
+    (candidates / "README.md").write_text("no candidate is called so")
+    run = CliRunner().invoke(app, ["verify", "--all", "--json", "--root", str(store.layout.root)])
+    assert run.exit_code == 5
+    told = json.loads(run.stdout)
+    assert {name: bool(problems) for name, problems in told.items()} == {
+        "empty": True,
+        "gone": True,
+        "notes": True,
+        "toy": False,
+    }
+    assert told["notes"][0]["file"] == "candidates/notes"
+
+
+def test_a_folder_that_cannot_be_listed_is_a_problem_and_no_empty_one(made, memory_path):
+    store = copied(made, memory_path / "models")
+    attachments = store.layout.candidate("toy") / "attachments"
+    attachments.mkdir(mode=0o700)
+    attachments.chmod(0)
+
+    def look() -> None:
+        problems = verify(store, "toy", full=False)
+        assert [problem.file for problem in problems] == ["candidates/toy/attachments"]
+
+    assert users.ordinary(look, owns=store.layout.root) == 0
+    attachments.chmod(0o700)

@@ -8,7 +8,7 @@ import pytest
 
 from gates.errors import UsageError
 from gates.policy import Policy, parse_policy
-from registry import judging, overview, promotion, ranking, retractions, waivers
+from registry import holding, judging, promotion, ranking, retractions, waivers
 from registry.log import Log
 from registry.store import Store
 from tests.support import invariants, stores
@@ -68,7 +68,7 @@ def test_a_verdict_on_a_waiver_ends_with_it(store: Store, policy: Policy, monkey
     assert _judge(store, policy) == "Pass"
     monkeypatch.setattr(waivers, "today", lambda _: "2999-12-31")
     assert judging.fresh(store, store.candidate("good"), policy.identity()) is None
-    assert overview.standing(store, store.candidate("good")) == "stale"
+    assert holding.standing(store.layout, store.candidate("good").digest) == "stale"
     assert _judge(store, policy) == "Inconclusive"
 
 
@@ -111,7 +111,7 @@ def test_retracted_evidence_counts_no_more_and_stays_on_record(store: Store):
     assert judging.judge(store, "good", policy=floor, baseline=None).verdict == "Pass"
     retractions.retract(store, digest[:10], "the parser was wrong")
     assert judging.fresh(store, candidate, floor.identity()) is None
-    assert overview.standing(store, candidate) == "stale"
+    assert holding.standing(store.layout, candidate.digest) == "stale"
     assert judging.judge(store, "good", policy=floor, baseline=None).verdict == "Inconclusive"
     assert digest in store.evidence(candidate.digest)
     logged = store.log.newest("retraction", evidence=digest)

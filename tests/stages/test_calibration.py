@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from gates.canonical import digest
 from gates.errors import UsageError
+from registry import gc
 from registry.manifests import MixUse
 from registry.store import Store
 from stages.common import calibration
@@ -197,6 +199,29 @@ def test_what_a_candidate_was_made_with_is_frozen_and_needs_no_hub(tmp_path):
     assert take_from(None, tmp_path)["code"] == 2, "another seed takes other rows, which are not frozen"
 
 
+def test_a_mix_is_frozen_where_there_is_a_network_and_then_needs_none(tmp_path):
+    """What `docker compose run mix` does, in processes of their own: prune's containers have no network."""
+    (tmp_path / "mix.yaml").write_text(HUB_MIX % ", pool: 40", encoding="utf-8")
+    (tmp_path / "v1.yaml").write_text(
+        "name: v1\nparent: toy\nsteps: [{prune: {compression: 0.5, mix: mix.yaml, sequence_length: 64}}]\n",
+        encoding="utf-8",
+    )
+    store = Store.init(tmp_path / "models")
+    stores.add(store, "toy", tmp_path)
+    assert take_from(None, tmp_path)["code"] == 2
+    command = [sys.executable, "-m", "stages.prune", "--freeze", "--root", "models", "--recipe", "v1.yaml"]
+    with DatasetsHub("org/name", dataset_files()) as hub:
+        environment = os.environ | hub.environment(tmp_path / "home") | {"PYTHONPATH": str(PROJECT)}
+        for _ in range(2):
+            subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    found = take_from(None, tmp_path)
+    assert [each["count"] for each in found["use"]["datasets"]] == [3]
+    assert [entry.event for entry in store.log.entries()].count("freeze") == 1
+    gc.collect(store, grace=0, keep_generations=None, now=time.time() + 1e6)
+    assert take_from(None, tmp_path) == found
+    assert store.names() == ["toy"]
+
+
 # --------------------------------------------------------------------------------------------------- bad input
 
 
@@ -225,11 +250,11 @@ def test_a_dataset_that_the_hub_does_not_have_is_refused_with_the_page_to_look_a
     assert "mix.yaml, datasets[0].hub" in found["said"]
 
 
-def test_a_hub_that_cannot_be_reached_is_answered_with_a_local_copy(tmp_path):
+def test_a_hub_that_cannot_be_reached_is_answered_with_where_to_fetch_the_mix(tmp_path):
     (tmp_path / "mix.yaml").write_text(HUB_MIX % "", encoding="utf-8")
     found = take_from(None, tmp_path)
     assert found["code"] == 2
-    assert "where there is no network, name a local copy" in found["said"]
+    assert "fetch the mix where there is a network" in found["said"]
 
 
 def test_drift_in_a_dataset_of_the_hub_names_dataset_commit_row_and_field(tmp_path):
@@ -241,6 +266,20 @@ def test_drift_in_a_dataset_of_the_hub_names_dataset_commit_row_and_field(tmp_pa
     assert found["code"] == 2
     assert "instruction: missing; the row has output, prompt" in found["said"]
     assert f"org/name@{COMMIT}:code:tool, row 1" in found["said"]
+
+
+def test_drift_in_the_last_dataset_is_said_before_the_first_is_fetched(tmp_path):
+    mix = HUB_MIX.replace("}]", "}, {path: last.jsonl, count: 1}]")
+    (tmp_path / "mix.yaml").write_text(mix % "", encoding="utf-8")
+    (tmp_path / "last.jsonl").write_text('{"text": "drifted"}\n', encoding="utf-8")
+    with DatasetsHub("org/name", dataset_files()) as hub:
+        found = take_from(hub, tmp_path)
+        assert found["code"] == 2
+        assert f"{tmp_path / 'last.jsonl'}, line 1" in found["said"]
+        assert not list((tmp_path / "home").rglob("*.arrow"))
+        (tmp_path / "last.jsonl").write_text(json.dumps(chat("mended")) + "\n", encoding="utf-8")
+        assert len(take_from(hub, tmp_path)["rows"].splitlines()) == 4
+    assert list((tmp_path / "home").rglob("*.arrow")), "this is where it would have lain"
 
 
 def test_a_mix_with_an_unknown_adapter_is_refused_with_those_that_there_are(tmp_path):

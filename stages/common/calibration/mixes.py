@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gates import canonical
-from gates.errors import IntegrityError, UsageError
-from registry import fs
+from gates.errors import UsageError
+from registry import frozen
 from registry.bulk import hash_file
 from registry.manifests import MixUse, Taken
 from registry.recipes import Dataset, Mix, read_mix
 from stages.common.calibration import adapters
-from stages.common.calibration.reading import called, open_dataset, pinned
+from stages.common.calibration.reading import called, offline, open_dataset, pinned
 
 if TYPE_CHECKING:
     from registry.store import Store
@@ -34,7 +34,8 @@ def take(mix_path: str | Path, project: Path, *, store: Store | None = None) -> 
 
     Args:
         mix_path: the mix's file. This path and those in the mix are relative to `project`.
-        store: where a mix of the Hub's datasets that some candidate was made with is found frozen, without the Hub.
+        store: where a mix of the Hub's datasets that was frozen, or that some candidate was made with, is found again
+            without the Hub.
 
     Raises:
         UsageError: a dataset cannot be had, a row is not of its schema (dataset, row and field are named), or a dataset
@@ -46,14 +47,17 @@ def take(mix_path: str | Path, project: Path, *, store: Store | None = None) -> 
     for number, dataset in enumerate(mix.datasets):
         _refuse_unusable(mix, number, dataset, where=where)
     definition = _definition(mix, project)
-    frozen = _frozen(store, definition) if store is not None and definition is not None else None
-    if frozen is not None and store is not None:
-        return frozen, store.read(frozen.rows)
+    there = frozen.frozen(store, definition) if store is not None and definition is not None else None
+    if there is not None and store is not None:
+        return there, store.read(there.rows)
+    places = [f"{where}, datasets[{number}]" for number in range(len(mix.datasets))]
+    datasets = [pinned(*each) for each in zip(mix.datasets, places, strict=True)]
+    if any(dataset.hub is not None for dataset in datasets):
+        for each in zip(datasets, places, strict=True):
+            _look(*each, project)
     seen: set[bytes] = set()
     rows, taken = [], []
-    for number, named in enumerate(mix.datasets):
-        place = f"{where}, datasets[{number}]"
-        dataset = pinned(named, place)
+    for dataset, place in zip(datasets, places, strict=True):
         rows += _sample(dataset, mix.seed, project, seen, place)
         taken.append(Taken(dataset=called(dataset), count=dataset.count))
     data = b"".join(row + b"\n" for row in rows)
@@ -92,16 +96,11 @@ def _definition(mix: Mix, project: Path) -> str | None:
     return canonical.digest(canonical.dumps({"code": CODE, "mix": stated, "local": local}))
 
 
-def _frozen(store: Store, definition: str) -> MixUse | None:
-    """The rows that some candidate was made with from the same definition."""
-    for name in fs.entries(store.layout.root / "manifests"):
-        try:
-            mix = store.manifest(name.removesuffix(".json")).inputs.mix
-        except IntegrityError:
-            continue  # `registry verify` says so
-        if mix is not None and mix.definition == definition:
-            return mix
-    return None
+def _look(dataset: Dataset, where: str, project: Path) -> None:
+    """Reads the first row: what is wrong with the last dataset is said before gigabytes of the first are fetched."""
+    if dataset.hub is not None and offline():
+        return  # the Hub's client has it all, or none
+    next(_rows(dataset.model_copy(update={"pool": 1}), project, where), None)
 
 
 def _sample(dataset: Dataset, seed: int, project: Path, seen: set[bytes], where: str) -> list[bytes]:

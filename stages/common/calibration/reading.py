@@ -61,6 +61,13 @@ def pinned(dataset: Dataset, where: str) -> Dataset:
     return dataset.model_copy(update={"revision": commit})
 
 
+def offline() -> bool:
+    """Whether the Hub's client was told to use what it has (HF_HUB_OFFLINE)."""
+    from huggingface_hub.constants import is_offline_mode
+
+    return bool(is_offline_mode())
+
+
 def _jsonl(path: Path, where: str) -> Numbered:
     """A row a line; blank lines are passed over."""
     try:
@@ -129,7 +136,10 @@ def _refused(dataset: Dataset, error: Exception, where: str) -> UsageError:
     if dataset.gated or "GatedRepoError" in kinds or "gated dataset" in str(error):
         remedy = f"accept its terms on {page}, log in with `hf auth login`, and run this again"
     elif kinds & {"ConnectionError", "ConnectError", "OfflineModeIsEnabled", "TimeoutException", "Timeout"}:
-        remedy = "where there is no network, name a local copy: path: FILE.parquet or FILE.jsonl instead of hub"
+        remedy = (
+            "fetch the mix where there is a network, then run this again: docker compose run --rm mix --recipe RECIPE, "
+            "or python -m stages.prune --freeze; or name a local copy: path: FILE.parquet instead of hub"
+        )
     else:
         remedy = f"hold id, revision, config and split against {page}"
     first = str(error).strip().partition("\n")[0] or type(error).__name__

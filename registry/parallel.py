@@ -11,8 +11,9 @@ from registry.progress import progress
 
 Result = TypeVar("Result")
 
-WORKERS = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-"""Hashing leaves Python's lock free, so each keeps a core busy; more than a disk can feed would be no faster."""
+WORKERS = min(16, 1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+"""Hashing leaves Python's lock free, so each keeps a core busy, and one waits for the disk meanwhile; more than a disk
+can feed would be no faster."""
 
 SMALL = 32 << 20
 """Bytes; less than this is done in order by the calling thread."""

@@ -42,7 +42,10 @@ def remove(store: Store, name: str, *, keep_generations: int | None = None) -> R
         removed = _look(store, name)
         _refuse(name, dependents(store, name, removed.manifest, keep_generations=keep_generations))
         aside = fs.beside(store.layout.staging / name)
-        fs.rename_folder(store.layout.candidate(name), aside)
+        try:
+            fs.rename_folder(store.layout.candidate(name), aside)
+        except FileNotFoundError:  # removed at the same moment, where locks do not work
+            return _finished(store, name)
         if late := _serving(store, name):  # promoted at the same moment, where locks do not work
             _give_back(aside, store.layout.candidate(name))
             _refuse(name, late)

@@ -125,7 +125,8 @@ class Architecture:
         return dict.fromkeys(self._counts(), experts)
 
     def mtp_changes(self, layers: int) -> dict[tuple[str, ...], int]:
-        """Where config.json states the number of MTP layers, or would have to, with the number."""
+        """Where config.json states the number of MTP layers, with the number, or would have to: where it says nothing,
+        engines take one layer for granted."""
         section = (self.family.text,) if self.text is not self.config else ()
         keys = self.family.keys.mtp_layers
         stated = [key for key in keys if key in self.text] or (keys[:1] if self.mtp_layers else [])

@@ -63,22 +63,6 @@ def layers(checkpoint: Checkpoint) -> list[int]:
     return there
 
 
-def none_stated(checkpoint: Checkpoint) -> dict[tuple[str, ...], int]:
-    """What makes config.json say that there are no multi-token-prediction layers, by the path of each key.
-
-    A key is added where there is none: without it, engines take one layer for granted.
-    """
-    architecture = checkpoint.architecture
-    keys = architecture.family.keys.mtp_layers
-    if not keys:
-        return {}
-    sections: dict[tuple[str, ...], Mapping[str, Any]] = {(): architecture.config}
-    if architecture.text is not architecture.config:
-        sections[architecture.family.text,] = architecture.text
-    stated = [(*path, key) for path, section in sections.items() for key in keys if key in section]
-    return dict.fromkeys(stated or [(*list(sections)[-1], keys[0])], 0)
-
-
 def is_entry(short: str) -> bool:
     """Whether a tensor of the layer, its name without the layer's prefix, lies around the decoder layer."""
     return short.startswith(_ENTRY)

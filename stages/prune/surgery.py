@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stages.common import mtp
 from stages.common.checkpoint import Checkpoint
 from stages.common.rewriting import Change, Product, Span, dropped, kept, rewrite
 
@@ -39,8 +38,8 @@ def write_pruned(
     assert len(counts) == 1, "config.json states one number for all layers"
     changes = [change for name in source.tensors for change in _changes(source, name, staying, drop_mtp)]
     config = source.architecture.count_changes(counts.pop())
-    if drop_mtp:
-        config |= mtp.none_stated(source)
+    if drop_mtp and source.architecture.mtp_layers:
+        config |= source.architecture.mtp_changes(0)
     rewrite(source, target, changes, config=config, advance=advance)
 
 

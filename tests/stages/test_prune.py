@@ -245,6 +245,21 @@ def test_a_head_that_is_dropped_leaves_no_tensor_and_config_says_so(with_mtp, tm
 # --------------------------------------------------------------------------------------------------- interruptions
 
 
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_5_moe", "qwen3_moe"])
+def test_where_there_is_no_head_to_drop_nothing_else_changes(tmp_path, family):
+    """A candidate is not told apart by what becomes of a head that its parent has not, so its bytes must not differ."""
+    source = tiny.make(tmp_path / "source", family, fused=False)
+    config = json.loads((source / "config.json").read_bytes())
+    config.pop("num_nextn_predict_layers", None)
+    tiny.write_json(source / "config.json", config)
+    checkpoint = Checkpoint(source)
+    staying = {layer: [0, 1, 4, 5] for layer in checkpoint.architecture.expert_layers}
+    surgery.write_pruned(checkpoint, staying, tmp_path / "kept")
+    surgery.write_pruned(checkpoint, staying, tmp_path / "dropped", drop_mtp=True)
+    for path in (tmp_path / "kept").iterdir():
+        assert (tmp_path / "dropped" / path.name).read_bytes() == path.read_bytes()
+
+
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory) -> Made:
     """Hybrid attention, fused experts, a vision wrapper, and a head: every kind of step there is."""

@@ -163,11 +163,11 @@ def _line(layout: Layout, name: str, served_by: tuple[str, ...], known: dict[str
         name=name,
         channels=served_by,
         digest=digest,
-        op=manifest["inputs"]["op"],
+        op=_text(manifest["inputs"]["op"]),
         mix=mix,
         compression=compression,
-        experts=shape["experts"],
-        quantization=shape["quantization"],
+        experts=int(shape["experts"]),
+        quantization=_text(shape["quantization"]),
         scores=_scores(layout, digest),
         verdict=holding.standing(layout, digest),
         size=sum(file["size"] for file in manifest["files"].values()),
@@ -190,8 +190,8 @@ def _pruned_with(chain: Sequence[Mapping[str, Any]]) -> tuple[str | None, str | 
     """The calibration mix's name and the compression (decimal text) of the newest prune in a chain."""
     for inputs in (manifest["inputs"] for manifest in chain):
         if inputs["op"] == "prune":
-            mix = inputs.get("mix")
-            return (mix["name"] if mix else None), inputs["settings"].get("compression")
+            mix, compression = inputs.get("mix"), inputs["settings"].get("compression")
+            return _text(mix["name"] if mix else None), None if compression is None else str(compression)
     return None, None
 
 
@@ -206,12 +206,22 @@ def _run(evidence: Mapping[str, Any]) -> Run:
     totals = evidence["totals"]
     overall = totals["overall"]
     return Run(
-        pack=evidence["pack"],
+        pack=_text(evidence["pack"]) or "",
         rows=evidence.get("rows"),
         conditions=evidence["conditions"],
         missing=totals["missing"],
         overall=Points(float(overall["points"]), float(overall["of"]), overall["items"]),
     )
+
+
+def _text(value: object) -> str | None:
+    """
+    Raises:
+        TypeError: it is neither text nor nothing.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError(f"{value!r} is no text")
 
 
 def _damage(layout: Layout, name: str) -> str:

@@ -37,6 +37,8 @@ POLICIES = [
 ]
 NAMES = ("base", "pruned", "twice")
 
+TOTALS = {"overall": {"points": 1, "of": 2, "items": 2}, "categories": {}, "missing": 0}
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Store:
@@ -310,6 +312,7 @@ def _forged(store: Store, kind: str, record: dict) -> None:
     ("kind", "record"),
     [
         ("evidence", {}),
+        ("evidence", {"pack": 7, "repeats": 1, "conditions": {}, "totals": TOTALS}),
         ("evidence", {"pack": "a", "repeats": 1, "conditions": [], "totals": {}}),
         ("evidence", {"pack": "a", "repeats": 1, "conditions": {}, "totals": {"overall": None, "missing": 0}}),
         ("verdicts", {"verdict": "Pass"}),
@@ -322,6 +325,29 @@ def test_a_record_that_is_none_is_damage_of_its_candidate_alone(store: Store, ki
     lines = {line.name: line for line in overview.lines(store.layout)}
     assert {"evidence": "no Evidence", "verdicts": "no Verdict"}[kind] in (lines["pruned"].damage or "")
     assert [lines["base"], lines["twice"]] == [line for line in whole if line.name != "pruned"]
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("shape", {"quantization": 7}),
+        ("shape", {"experts": "many"}),
+        ("inputs", {"op": 7}),
+        ("inputs", {"parent": 7}),
+        ("inputs", {"mix": {"name": 7}}),
+        ("files", {"config.json": 7}),
+        ("files", {"config.json": {"size": "7"}}),
+    ],
+)
+def test_a_manifest_that_is_none_is_damage_of_its_candidate(store: Store, part: str, changes: dict):
+    manifest = canonical.loads(store.layout.manifest(store.candidate("twice").digest).read_bytes())
+    data = canonical.dumps(manifest | {part: manifest[part] | changes})
+    store.layout.manifest(canonical.digest(data)).write_bytes(data)
+    fs.replace_link(store.layout.candidate("twice") / "manifest", f"../../manifests/{canonical.digest(data)}.json")
+    lines = {line.name: line for line in overview.lines(store.layout)}
+    assert "Manifest" in (lines["twice"].damage or "")
+    assert not lines["pruned"].damage
+    assert "damaged" in overview.render(list(lines.values()))
 
 
 def test_a_record_about_another_candidate_is_damage(store: Store):

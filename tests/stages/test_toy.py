@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -182,8 +183,9 @@ def test_a_few_steps_lower_the_loss_and_the_seed_decides_the_weights(one_thread)
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_checkpoint_is_written_whole_and_the_same_each_time(tmp_path):
-    for name in ("a", "b"):
-        assert toy("--out", tmp_path / name, "--steps", 1).returncode == 0
+    with ThreadPoolExecutor() as side_by_side:
+        runs = side_by_side.map(lambda name: toy("--out", tmp_path / name, "--steps", 1), ("a", "b"))
+    assert [run.returncode for run in runs] == [0, 0]
     assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
     names = {p.name for p in (tmp_path / "a").iterdir()}
     assert names == {p.name for p in CHECKPOINT.iterdir()}

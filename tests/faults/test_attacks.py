@@ -89,8 +89,10 @@ def test_whatever_stands_in_the_place_of_a_record_is_an_error_and_keeps_nobody_w
 def test_what_somebody_planted_beside_the_records_changes_nothing_that_is_there(made, memory_path, thorough, what):
     root = memory_path / "models"
     before = looking.state(made, NOTHING)
-    everywhere = itertools.product(NAMES, FOLDERS)
-    for name, folder in everywhere if thorough else zip(NAMES, FOLDERS, strict=False):
+    everywhere = itertools.product(NAMES, FOLDERS) if thorough else zip(NAMES, FOLDERS, strict=False)
+    for name, folder in everywhere:
+        if os.path.lexists(made / folder / name):
+            continue  # a name that is taken is for the test above
         shutil.copytree(made, root, symlinks=True)
         path = root / folder / name
         PLANTED[what](path)

@@ -12,6 +12,7 @@ needed (manifest, calibration rows, evidence, verdicts, …), and no model.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -122,8 +123,9 @@ def linked(folder: Path) -> set[str]:
     found = set()
     for base, folders, names in fs.walk(folder):
         for path in (Path(base, name) for name in (*folders, *names)):
-            if path.is_symlink() and DIGEST.fullmatch(target := path.readlink().name):
-                found.add(target)
+            with contextlib.suppress(FileNotFoundError):  # removed at this moment: as if it had been a moment ago
+                if path.is_symlink() and DIGEST.fullmatch(target := path.readlink().name):
+                    found.add(target)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from registry import channels, commits, fs, holding, reachable
 from registry.layout import checked_name
 
 if TYPE_CHECKING:
-    from registry.store import Store
+    from registry.store import Candidate, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def dependents(store: Store, name: str, manifest: str | None, *, keep_generation
                 f"generation {generation.number} of {generation.channel} served it and could not be rolled back to"
             )
             found += [sentence] if generation != channels.current(store, generation.channel) else []
-    others = {other: store.candidate(other) for other in store.names() if other != name and sound(store, other)}
+    others = _others(store, name)
     if any(other.digest == manifest for other in others.values()):
         return found  # which stays, under its other name
     for other in others.values():
@@ -75,6 +76,16 @@ def dependents(store: Store, name: str, manifest: str | None, *, keep_generation
             if verdict.baseline == manifest and holding.rests_on_all(store.layout, verdict):
                 found.append(f"{other.name} was judged against it: {verdict.verdict} under {verdict.policy_name}")
     return list(dict.fromkeys(found))
+
+
+def _others(store: Store, name: str) -> dict[str, Candidate]:
+    """The other candidates, without those that are damaged, and without those that are removed at this moment."""
+    found = {}
+    for other in store.names():
+        if other != name:
+            with contextlib.suppress(IntegrityError, UsageError):
+                found[other] = store.candidate(other)
+    return found
 
 
 def _look(store: Store, name: str) -> Removed:

@@ -79,7 +79,7 @@ def reserve(target: Path, size: int) -> None:
     """
     descriptor = syscalls.create(target, 0o644)
     try:
-        with _naming(target):
+        with naming(target):
             syscalls.allocate(descriptor, size)
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
@@ -99,7 +99,7 @@ def fill(source: Path, target: Path, advance: Advance) -> tuple[str, int]:
     writing = os.open(target, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = _pour(source, writing, target, advance)
-        with _naming(target):
+        with naming(target):
             syscalls.sync(writing)
     finally:
         os.close(writing)
@@ -146,17 +146,35 @@ def hollow(target: Path, begin: bytes, size: int) -> None:
     """Makes a file of `size` bytes which begins with `begin`; the rest reads as zeros and takes no room."""
     writing = syscalls.create(target, 0o644)
     try:
-        _write_all(writing, begin, target)
+        write_all(writing, begin, target)
         syscalls.truncate(writing, size)
     finally:
         os.close(writing)
+
+
+def write_all(descriptor: int, data: bytes | memoryview, path: Path) -> None:
+    """Writes all of `data` to the open file `path`."""
+    view = memoryview(data)
+    with naming(path):
+        while view:
+            view = view[syscalls.write(descriptor, view) :]
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of calls on descriptors name no file; this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _pour(source: Path, writing: int, target: Path, advance: Advance) -> tuple[str, int]:
     sha, size = hashlib.sha256(), 0
     for chunk in _told(source, advance):
         sha.update(chunk)
-        _write_all(writing, chunk, target)
+        write_all(writing, chunk, target)
         size += len(chunk)
     return sha.hexdigest(), size
 
@@ -189,25 +207,8 @@ def _chunks(path: Path) -> Iterator[memoryview]:
         os.close(reading)
 
 
-def _write_all(descriptor: int, data: bytes | memoryview, target: Path) -> None:
-    view = memoryview(data)
-    with _naming(target):
-        while view:
-            view = view[syscalls.write(descriptor, view) :]
-
-
 def _equal(one: memoryview, other: memoryview) -> bool:
     """Views are compared number by number, what they are views of at once."""
     if len(one) == len(other) == CHUNK:
         return bool(one.obj == other.obj)
     return bytes(one) == bytes(other)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of calls on descriptors name no file; this one."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gates import canonical
-from gates.errors import IntegrityError, SluiceError
+from gates.errors import IntegrityError
 from registry import lineage
 from registry.manifests import Manifest
 from registry.store import Candidate, Store
@@ -116,14 +116,10 @@ def _weights(chain: list[tuple[str, Manifest]]) -> str | None:
 
 def _kept(store: Store, digest: str) -> dict[int, Kept] | None:
     """What stayed in each layer of the pruned model `digest`, if a candidate has it and its scores still."""
-    for name in store.names():
+    for name, candidate in store.sound().items():
         link = store.layout.candidate(name) / "attachments" / SCORES
-        try:
-            if store.candidate(name).digest != digest or not link.is_symlink():
-                continue
-        except SluiceError:
-            continue  # damaged; `verify` says how
-        return _read(store.read(link.readlink().name), where=str(link))
+        if candidate.digest == digest and link.is_symlink():
+            return _read(store.read(link.readlink().name), where=str(link))
     return None
 
 

@@ -16,9 +16,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from gates.errors import UsageError
 from registry import output
-from registry.commands import CandidateName, Channel, Json, Root, housekeeping, judgement, opened, planning
+from registry.commands import CandidateName, Channel, Json, Root, demand_one, housekeeping, judgement, opened, planning
 from registry.layout import ROOT
 
 
@@ -139,8 +138,7 @@ def verify(
     from registry.verify import verify as problems_of
     from registry.verify import verify_records
 
-    if (name is None) is not every:
-        raise UsageError("say which candidate, or --all", remedy="registry verify NAME, or registry verify --all")
+    demand_one(name, every, "verify")
     store = opened(root)
     names = store.names() if every else [name or ""]
     found = {each: problems_of(store, each, full=not fast) for each in names}
@@ -229,8 +227,7 @@ def promote(
     """Serve a candidate that has a Pass under the channel's policy. The channel's link changes in one step."""
     from registry import judging, promotion, ranking
 
-    if (name is None) is not best:
-        raise UsageError("say which candidate, or --best", remedy="registry promote NAME, or registry promote --best")
+    demand_one(name, best, "promote", "--best")
     store = opened(root)
     rules = judging.read_policy(policy) if policy else None
     chosen = name or ranking.best(store, judging.policy_of(store, policy, channel=channel)).name

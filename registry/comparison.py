@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,11 +87,9 @@ def _control(control: Control) -> list[str]:
 def _all(store: Store) -> list[Side]:
     """Every candidate whose history can be read."""
     found = []
-    for name in store.names():
-        try:
-            found.append(Side(name, lineage.chain(store, store.candidate(name))))
-        except SluiceError:
-            continue  # `verify` says what is wrong with it; it is no help here
+    for name, candidate in store.sound().items():
+        with suppress(SluiceError):  # `verify` says what is wrong with it; it is no help here
+            found.append(Side(name, lineage.chain(store, candidate)))
     return found
 
 

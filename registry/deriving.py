@@ -16,7 +16,7 @@ from registry import commits
 from registry.contents import forbidden
 from registry.layout import checked_name
 from registry.manifests import File, Inputs
-from registry.verify import verify
+from registry.verify import demand_whole
 
 if TYPE_CHECKING:
     from registry.store import Candidate, Store
@@ -75,14 +75,8 @@ def derive(store: Store, source: str, name: str, files: Mapping[str, Path], *, r
     found = store.made(name, inputs, replace=replace)
     if found is not None:
         return found
-    problems = verify(store, parent.name, full=False)
-    if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        raise IntegrityError(
-            f"{parent.name} is damaged, and so would be what is made of it:{listed}",
-            where=str(parent.folder),
-            remedy="add or make it again, which mends it",
-        )
+    harm, remedy = ", and so would be what is made of it", "add or make it again, which mends it"
+    demand_whole(store, parent, full=False, harm=harm, remedy=remedy)
     changed = {file: File(digest=store.put(data), size=len(data)) for file, data in contents.items()}
     return commits.assemble(store, name, inputs, {**parent.manifest.files, **changed}, replace=replace)
 

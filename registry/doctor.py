@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gates.errors import SluiceError
-from registry import channels, fs, garbage, links, locks, marker, output, ownership, reachable, removal
+from registry import channels, fs, garbage, links, locks, marker, output, ownership, reachable
 from registry.layout import Layout
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _links(store: Store) -> Iterator[Finding]:
 def _disk(store: Store) -> Iterator[Finding]:
     root = store.layout.root
     free = shutil.disk_usage(root).free
-    sizes = {name: store.candidate(name).manifest.size for name in store.names() if removal.sound(store, name)}
+    sizes = {name: candidate.manifest.size for name, candidate in store.sound().items()}
     largest = max(sizes, key=lambda name: sizes[name], default=None)
     remedy = "registry gc --dry-run lists what could go; registry df says what is large"
     if free < _LITTLE:
@@ -187,8 +187,8 @@ def _records(store: Store) -> Iterator[Finding]:
 def _removals(store: Store) -> Iterator[Finding]:
     """Candidates that the log does not know, and those that it knows and that are gone without a word in it."""
     logged = reachable.last_names(store)
-    for name in store.names():
-        if removal.sound(store, name) and logged.get(name) != store.candidate(name).digest:
+    for name, candidate in store.sound().items():
+        if logged.get(name) != candidate.digest:
             what = f"the log does not say how {name} came here: its entry was interrupted, or entries are lost"
             remedy = "add or make it again, or promote it: that writes the entry; if there were more, restore log/"
             yield Finding("hint", what, str(store.layout.log), remedy)

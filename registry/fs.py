@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from gates.errors import IntegrityError
 from registry import syscalls
-from registry.bulk import copy_in, hash_file
+from registry.bulk import copy_in, hash_file, naming, write_all
 
 Result = TypeVar("Result")
 
@@ -239,9 +239,8 @@ def replace_work(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     with _temporary(path) as temporary:
         writing = syscalls.create(temporary, 0o644)
         try:
-            with _naming(path):
-                for part in parts:
-                    _write_all(writing, part)
+            for part in parts:
+                write_all(writing, part, path)
         finally:
             os.close(writing)
         syscalls.rename(temporary, path)
@@ -395,16 +394,6 @@ def _temporary(path: Path) -> Iterator[Path]:
         raise
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of calls on descriptors name no file; this one."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
 def _written_beside(path: Path, data: bytes) -> Path:
     """A temporary file beside `path` that holds `data`, durable and read-only."""
 
@@ -412,8 +401,8 @@ def _written_beside(path: Path, data: bytes) -> Path:
         with _temporary(path) as temporary:
             writing = syscalls.create(temporary, 0o444)
             try:
-                with _naming(temporary):
-                    _write_all(writing, data)
+                write_all(writing, data, temporary)
+                with naming(temporary):
                     syscalls.sync(writing)
             finally:
                 os.close(writing)
@@ -422,16 +411,10 @@ def _written_beside(path: Path, data: bytes) -> Path:
     return _sparing(path, write, len(data))
 
 
-def _write_all(descriptor: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[syscalls.write(descriptor, view) :]
-
-
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
-        with _naming(path):
+        with naming(path):
             syscalls.sync(descriptor)
     finally:
         os.close(descriptor)

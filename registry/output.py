@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gates.errors import SluiceError, UsageError
+from gates.units import size as size
 
 INTERRUPTED = 130
 
@@ -94,13 +95,3 @@ def _printable(text: str) -> str:
     if text.replace("\n", "").isprintable():
         return text
     return "".join(letter if letter in "\n\t" or letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
-def size(count: int) -> str:
-    """Bytes as people read them, in binary units: 7.1 MiB."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"

@@ -118,17 +118,10 @@ class _Request:
 
 def _sound(store: Store, name: str) -> Candidate:
     """The candidate, every byte of it as its manifest says."""
-    from registry.verify import verify
+    from registry.verify import demand_whole
 
     candidate = store.candidate(name)
-    problems = verify(store, candidate.name, full=True)
-    if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        raise IntegrityError(
-            f"{candidate.name} is damaged and cannot be served:{listed}",
-            where=str(candidate.folder),
-            remedy="make it again under another name",
-        )
+    demand_whole(store, candidate, full=True, harm=" and cannot be served", remedy="make it again under another name")
     return candidate
 
 

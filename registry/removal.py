@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from registry import channels, commits, fs, holding, reachable
 from registry.layout import checked_name
 
 if TYPE_CHECKING:
-    from registry.store import Candidate, Store
+    from registry.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def dependents(store: Store, name: str, manifest: str | None, *, keep_generation
                 f"generation {generation.number} of {generation.channel} served it and could not be rolled back to"
             )
             found += [sentence] if generation != channels.current(store, generation.channel) else []
-    others = _others(store, name)
+    others = {other: candidate for other, candidate in store.sound().items() if other != name}
     if any(other.digest == manifest for other in others.values()):
         return found  # which stays, under its other name
     for other in others.values():
@@ -76,16 +75,6 @@ def dependents(store: Store, name: str, manifest: str | None, *, keep_generation
             if verdict.baseline == manifest and holding.rests_on_all(store.layout, verdict):
                 found.append(f"{other.name} was judged against it: {verdict.verdict} under {verdict.policy_name}")
     return list(dict.fromkeys(found))
-
-
-def _others(store: Store, name: str) -> dict[str, Candidate]:
-    """The other candidates, without those that are damaged, and without those that are removed at this moment."""
-    found = {}
-    for other in store.names():
-        if other != name:
-            with contextlib.suppress(IntegrityError, UsageError):
-                found[other] = store.candidate(other)
-    return found
 
 
 def _look(store: Store, name: str) -> Removed:
@@ -115,14 +104,6 @@ def _refuse(name: str, reasons: list[str]) -> None:
 
 def _serving(store: Store, name: str) -> list[str]:
     return [f"the channel {channel} serves it" for channel, served in channels.served(store).items() if served == name]
-
-
-def sound(store: Store, name: str) -> bool:
-    try:
-        store.candidate(name)
-    except (IntegrityError, UsageError):
-        return False
-    return True
 
 
 def _finished(store: Store, name: str) -> Removed:

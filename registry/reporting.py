@@ -172,13 +172,9 @@ def _evidence(store: Store, manifest: str | None, used: tuple[str, ...]) -> dict
 
 
 def _named(store: Store) -> dict[str, Candidate]:
-    """The candidates by digest; one that is damaged has none to give."""
+    """The candidates by digest; of several names for one the first."""
     found: dict[str, Candidate] = {}
-    for name in store.names():
-        try:
-            candidate = store.candidate(name)
-        except SluiceError:
-            continue
+    for candidate in store.sound().values():
         found.setdefault(candidate.digest, candidate)
     return found
 

@@ -118,6 +118,15 @@ class Store:
         """The candidates' names, sorted."""
         return plain.names(self.layout)
 
+    def sound(self) -> dict[str, Candidate]:
+        """The candidates by name, without those that are damaged (`registry verify` says how), and without those that
+        are removed at this moment."""
+        found = {}
+        for name in self.names():
+            with suppress(IntegrityError, UsageError):
+                found[name] = self.candidate(name)
+        return found
+
     def candidate(self, name: str) -> Candidate:
         """The candidate called `name`, or the one that the channel of that name serves.
 

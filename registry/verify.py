@@ -25,11 +25,11 @@ from registry.facts import FP8_BLOCK, Problem, is_scale
 from registry.layout import Layout
 from registry.manifests import File, Manifest
 from registry.parallel import each_file
-from registry.store import Store, read_record
+from registry.store import Candidate, Store, read_record
 from registry.tensors import Tensor, read_header
 from registry.values import impossible_scales, possible
 
-__all__ = ["Problem", "verify", "verify_records"]
+__all__ = ["Problem", "demand_whole", "verify", "verify_records"]
 
 AnyResult = TypeVar("AnyResult")
 
@@ -91,6 +91,21 @@ def _verify_once(store: Store, name: str, *, full: bool) -> list[Problem]:
     elif not problems and manifest and manifest.shape.quantization == FP8_BLOCK:
         problems += _scales(layout, candidate)
     return problems
+
+
+def demand_whole(store: Store, candidate: Candidate, *, full: bool, harm: str, remedy: str) -> None:
+    """
+    Args:
+        full: as `verify`.
+        harm: what comes of the damage, for the message: " and cannot be served".
+
+    Raises:
+        IntegrityError: the candidate is damaged; everything that is wrong is listed.
+    """
+    problems = verify(store, candidate.name, full=full)
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise IntegrityError(f"{candidate.name} is damaged{harm}:{listed}", where=str(candidate.folder), remedy=remedy)
 
 
 def verify_records(store: Store, name: str) -> list[Problem]:

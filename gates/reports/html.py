@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gates import units
 from gates.records import RuleResult, Verdict
 from gates.reports import charts, words
 from gates.reports.model import Condition, Part, Report
@@ -195,7 +196,7 @@ def _environment() -> Environment:
         "number": words.number,
         "signed": words.signed,
         "chance": words.chance,
-        "size": words.size,
+        "size": units.size,
         "share": words.share,
         "colour": colour,
         "direction": _direction,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from gates import units
 from gates.records import Status, Verdict
 from gates.reports import words
 from gates.reports.model import Flip, PackResult, Part, Report, Subject
@@ -156,8 +157,8 @@ def _origin(subject: Subject) -> Iterator[str]:
         yield ""
     facts = []
     if subject.size is not None:
-        against = "" if subject.baseline_size is None else f" (baseline {words.size(subject.baseline_size)})"
-        facts.append(f"{words.size(subject.size)}{against}")
+        against = "" if subject.baseline_size is None else f" (baseline {units.size(subject.baseline_size)})"
+        facts.append(f"{units.size(subject.size)}{against}")
     facts += [_inert(each) for each in (subject.fit, *subject.cost) if each]
     if facts:
         yield from (f"**Size and cost:** {'; '.join(facts)}", "")

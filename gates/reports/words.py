@@ -49,16 +49,6 @@ def chance(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
-def size(count: int) -> str:
-    """Bytes in binary units."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
-
-
 def share(value: float) -> str:
     """What an item got of its points, from 0 to 1: ✓ all, ✗ nothing, else percent."""
     return {0.0: "✗", 1.0: "✓"}.get(value, f"{100 * value:.0f} %")

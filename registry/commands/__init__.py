@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gates.errors import UsageError
 from registry.layout import ROOT_VARIABLE
 
 if TYPE_CHECKING:
@@ -26,3 +27,17 @@ def opened(root: Path) -> Store:
     from registry.store import Store
 
     return Store.open(root)
+
+
+def demand_one(name: str | None, chosen: bool, command: str, option: str = "--all") -> None:
+    """
+    Args:
+        chosen: whether `option`, which chooses without a name, was given.
+        command: such as "verify", for the remedy.
+
+    Raises:
+        UsageError: there is neither a name nor the option, or there are both.
+    """
+    if (name is None) is not chosen:
+        remedy = f"registry {command} NAME, or registry {command} {option}"
+        raise UsageError(f"say which candidate, or {option}", remedy=remedy)

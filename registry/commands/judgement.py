@@ -10,7 +10,7 @@ import typer
 
 from gates.errors import UsageError
 from registry import output
-from registry.commands import CandidateName, Channel, Json, Root, opened
+from registry.commands import CandidateName, Channel, Json, Root, demand_one, opened
 from registry.layout import ROOT
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ def gate(
     """
     from registry import judging, reporting
 
-    if (name is None) is not every:
-        raise UsageError("say which candidate, or --all", remedy="registry gate NAME, or registry gate --all")
+    demand_one(name, every, "gate")
     kinds = _kinds(report)
     store = opened(root)
     rules = judging.policy_of(store, policy, channel=channel)
@@ -94,8 +93,7 @@ def report_(
     """Write what is known of a candidate's newest verdict, or with --all a page of all candidates. Judges nothing."""
     from registry import reporting
 
-    if (name is None) is not every:
-        raise UsageError("say which candidate, or --all", remedy="registry report NAME, or registry report --all")
+    demand_one(name, every, "report")
     store = opened(root)
     if json:
         said = reporting.of_all(store) if name is None else _said(store, name, card)

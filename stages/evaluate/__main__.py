@@ -18,7 +18,7 @@ from registry import output
 from registry.progress import Bar, progress
 from registry.recipes import Evaluate
 from registry.store import Candidate
-from registry.verify import verify
+from registry.verify import demand_whole
 from stages.common.stage import Job, main
 from stages.evaluate import client, engines, runner
 from stages.evaluate.journal import Journal
@@ -57,9 +57,13 @@ def prove_only(job: Job) -> None:
 
 
 def _prepare(job: Job) -> tuple[list[Pack], engines.Description]:
-    problems = verify(job.store, job.source.name, full=False)
-    if problems:
-        raise IntegrityError("\n".join(map(str, problems)), where=str(job.source.folder))
+    demand_whole(
+        job.store,
+        job.source,
+        full=False,
+        harm=", so its scores would say nothing",
+        remedy="make it again under another name",
+    )
     packs = [read_pack(job.project, name) for name in dict.fromkeys(job.settings.packs)]
     return packs, engines.describe(job.settings, job.project, job.source.manifest.shape, where=job.where)
 

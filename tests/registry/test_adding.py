@@ -20,7 +20,7 @@ from gates.errors import IntegrityError, SluiceError, UsageError
 from registry import adding, bulk, parallel, sources, syscalls, taking
 from registry.store import Candidate, Store
 from registry.verify import verify
-from tests.support import invariants, stores, tiny, users
+from tests.support import faults, invariants, stores, tiny, users
 from tests.support.processes import KILLED, dying_at, end, start
 
 
@@ -45,9 +45,8 @@ def calls() -> Iterator[Counter[str]]:
             counted["bytes"] += len(arguments[1])
         return call(*arguments)
 
-    syscalls.around = count
-    yield counted
-    syscalls.around = None
+    with faults.around(count):
+        yield counted
 
 
 def tree(folder: Path) -> dict[str, bytes | str]:
@@ -381,12 +380,8 @@ def test_room_that_is_gone_while_it_is_set_aside_is_given_back(store, source, nu
                 raise OSError(number, os.strerror(number))
         return call(*arguments)
 
-    syscalls.around = fail
-    try:
-        with pytest.raises(UsageError, match="too full"):
-            store.add("toy", source)
-    finally:
-        syscalls.around = None
+    with faults.around(fail), pytest.raises(UsageError, match="too full"):
+        store.add("toy", source)
     assert not any(path.is_file() for path in store.layout.staging.rglob("*"))
     store.add("toy", source)
     invariants.check(store.layout.root)
@@ -459,12 +454,8 @@ def test_a_source_that_changes_while_it_is_read_is_refused(store, source):
                 file.write(b"x")
         return call(*arguments)
 
-    syscalls.around = change
-    try:
-        with pytest.raises(UsageError, match="changed while it was read"):
-            store.add("toy", source)
-    finally:
-        syscalls.around = None
+    with faults.around(change), pytest.raises(UsageError, match="changed while it was read"):
+        store.add("toy", source)
     assert store.names() == []
     invariants.check(store.layout.root)
 
@@ -547,14 +538,13 @@ def test_a_move_that_fails_anywhere_loses_nothing_and_goes_on(memory_path):
     for number in range(1, 1000):
         root, folder = memory_path / "models", shutil.copytree(pristine, memory_path / "source")
         store = Store.init(root)
-        syscalls.around = failing = _Failing(number)
+        failing = faults.Failing(number, errno.EIO, for_good=False)
         try:
-            store.add("toy", folder, move=True)
+            with faults.around(failing):
+                store.add("toy", folder, move=True)
             failed = False
         except (OSError, SluiceError):
             failed = True
-        finally:
-            syscalls.around = None
         invariants.check(root)
         if store.names():
             assert holds(store.candidate("toy"), before)
@@ -567,21 +557,10 @@ def test_a_move_that_fails_anywhere_loses_nothing_and_goes_on(memory_path):
         invariants.check(root)
         shutil.rmtree(root)
         shutil.rmtree(folder, ignore_errors=True)
-        if not failed and failing.left > 0:
+        if not failed and not failing.failed:
             assert number > 30, "hardly anything failed"
             return
     pytest.fail("the move never came to its end")
-
-
-class _Failing:
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def __call__(self, _: str, arguments: tuple[Any, ...], call: Callable[..., Any]) -> Any:
-        self.left -= 1
-        if self.left == 0:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return call(*arguments)
 
 
 def test_a_move_killed_anywhere_loses_nothing(memory_path):
@@ -713,12 +692,11 @@ def test_a_move_whose_source_cannot_be_removed_says_that_the_model_is_there(stor
         return call(*arguments)
 
     before = tree(source)
-    syscalls.around = refuse
-    try:
-        with pytest.raises(UsageError, match="the model is in the registry, but its source cannot be removed"):
-            store.add("toy", source, move=True)
-    finally:
-        syscalls.around = None
+    with (
+        faults.around(refuse),
+        pytest.raises(UsageError, match="the model is in the registry, but its source cannot be removed"),
+    ):
+        store.add("toy", source, move=True)
     assert holds(store.candidate("toy"), before)
     assert tree(source) == before
     store.add("toy", source, move=True)
@@ -778,12 +756,8 @@ def test_a_file_that_somebody_begins_to_write_while_it_is_moved_is_refused(store
             begun.append(Path(arguments[0]).open("r+b"))  # noqa: SIM115
         return result
 
-    syscalls.around = begin
-    try:
-        with pytest.raises(UsageError, match="changed while it was read"):
-            store.add("toy", source, move=True)
-    finally:
-        syscalls.around = None
+    with faults.around(begin), pytest.raises(UsageError, match="changed while it was read"):
+        store.add("toy", source, move=True)
     begun[0].close()
     store.add("toy", source, move=True)
     assert not source.exists()
@@ -799,10 +773,7 @@ def test_a_candidate_that_is_removed_while_it_is_replaced_is_made_all_the_same(s
             shutil.rmtree(store.layout.candidate("toy"))
         return call(*arguments)
 
-    syscalls.around = steal
-    try:
+    with faults.around(steal):
         made = store.add("toy", source, replace=True)
-    finally:
-        syscalls.around = None
     assert holds(made, tree(source))
     invariants.check(store.layout.root)

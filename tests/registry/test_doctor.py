@@ -283,11 +283,8 @@ def test_where_no_file_can_be_made_doctor_looks_at_all_the_rest(store):
         return call(*arguments)
 
     _without_blob(store)
-    syscalls.around = refuse
-    try:
+    with faults.around(refuse):
         told = found(store)
-    finally:
-        syscalls.around = None
     assert "second is damaged" in told
     assert "No space left on device" in told
     assert "registry gc" in told

@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from gates import canonical
 from gates.errors import BusyError, IntegrityError
-from registry import commits, fs, garbage, gc, judging, lineage, promotion, reachable, removal, syscalls, trash
+from registry import commits, fs, garbage, gc, judging, lineage, promotion, reachable, removal, trash
 from registry.cli import app
 from registry.commands import housekeeping
 from registry.gc import GRACE
 from registry.manifests import MixUse, Taken
 from registry.store import Store
 from registry.verify import verify, verify_records
-from tests.support import invariants, stores, users
+from tests.support import faults, invariants, stores, users
 
 LATER = 30 * garbage.DAY
 
@@ -418,11 +418,8 @@ def test_on_a_full_disk_it_removes_and_logs(store, tmp_path):
         return call(*arguments)
 
     fs.make_lock(store.layout.lock("probe"))
-    syscalls.around = around
-    try:
+    with faults.around(around):
         found = collect_later(store)
-    finally:
-        syscalls.around = None
     assert found.blobs
     assert len(gc_entries(store)) == 1
     assert not any(store.layout.blob(digest).exists() for digest in found.blobs)

@@ -368,15 +368,7 @@ HERMES_STYLE = """\
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    from transformers import AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny.write_json(
-        folder / "config.json", tiny.configuration(layers=1, experts=4, hidden=16, intermediate=16, top_k=2)
-    )
-    tiny.write_tokenizer(folder)
-    (folder / "chat_template.jinja").write_text(HERMES_STYLE, encoding="utf-8")
-    return AutoTokenizer.from_pretrained(folder)
+    return tiny.tokenizer(tmp_path_factory.mktemp("tokenizer"), HERMES_STYLE)
 
 
 @pytest.mark.parametrize("adapter", sorted(ADAPTERS))

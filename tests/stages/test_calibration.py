@@ -381,15 +381,7 @@ def test_a_mix_that_is_not_there_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    from transformers import AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny.write_json(
-        folder / "config.json", tiny.configuration(layers=1, experts=4, hidden=16, intermediate=16, top_k=2)
-    )
-    tiny.write_tokenizer(folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    return AutoTokenizer.from_pretrained(folder)
+    return tiny.tokenizer(tmp_path_factory.mktemp("tokenizer"), TEMPLATE)
 
 
 def rows_of(*rows: dict[str, Any]) -> bytes:

@@ -270,6 +270,16 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
+def tokenizer(folder: Path, template: str) -> Any:
+    """The tokenizer as transformers loads it, with the chat template `template`. Its files are written to `folder`."""
+    from transformers import AutoTokenizer
+
+    write_json(folder / "config.json", configuration(layers=1, experts=4, hidden=16, intermediate=16, top_k=2))
+    write_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -1,0 +1,1 @@
+"""The verifier: the only place where programs that a model wrote run."""

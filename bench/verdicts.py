@@ -136,7 +136,9 @@ def _fill(folder: Path, root: Path, candidates: int) -> None:
             ]
             written = b"".join(row.to_bytes() + b"\n" for row in rows)
             said = b"".join(
-                canonical.dumps({"item": row.item, "repeat": row.repeat, "response": "an answer of some length " * 20})
+                canonical.dumps(
+                    {"item": row.item, "repeat": row.repeat, "responses": ["an answer of some length " * 20]}
+                )
                 + b"\n"
                 for row in rows
             )

@@ -1,8 +1,8 @@
 """YAML as people write it, read strictly: the same text always means one thing, and an error names its line.
 
 Numbers with a point become `Decimal`, so that 0.289 stays 0.289; `on`, `no` and `yes` are words; a key given twice is
-refused, and so is a number that no record could hold; nothing builds objects. `parse` then holds the data against a
-pydantic model and reports what is wrong at once, each complaint with its line and its field.
+refused, and so is a number that no record could hold; nothing builds objects. `parse` and `parse_list` then hold the
+data against a pydantic model and report what is wrong at once, each complaint with its line and its field.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from gates.errors import UsageError
 
@@ -24,6 +24,7 @@ class Strict(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+Shape = TypeVar("Shape")
 
 
 def parse(text: str, model: type[Model], *, where: str) -> Model:
@@ -35,20 +36,36 @@ def parse(text: str, model: type[Model], *, where: str) -> Model:
     Raises:
         UsageError: not YAML, or not of the model's shape; the complaints, a line each.
     """
+    node, data = _read(text, where)
+    if not isinstance(data, dict):
+        raise UsageError("the file must hold keys and values", where=where, remedy=_accepted(model))
+    return _held(TypeAdapter(model), data, node, where=where, remedy=_accepted(model))
+
+
+def parse_list(text: str, model: type[Model], *, where: str) -> list[Model]:
+    """Reads `text` as a list of `model`s. Arguments and errors as with `parse`."""
+    node, data = _read(text, where)
+    if not isinstance(data, list):
+        raise UsageError("the file must hold a list", where=where, remedy=_accepted(model))
+    return _held(TypeAdapter(list[model]), data, node, where=where, remedy=_accepted(model))  # type: ignore[valid-type]
+
+
+def _read(text: str, where: str) -> tuple[yaml.Node | None, Any]:
     try:
         node = yaml.compose(text, Loader=_Loader)
-        data = None if node is None else _Loader("").construct_document(node)
+        return node, None if node is None else _Loader("").construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"not readable as YAML: {' '.join(str(error).split())}", where=where) from None
-    if node is None or not isinstance(data, dict):
-        raise UsageError("the file must hold keys and values", where=where, remedy=_accepted(model))
+
+
+def _held(adapter: TypeAdapter[Shape], data: Any, node: Any, *, where: str, remedy: str) -> Shape:
     try:
-        return model.model_validate(data)
+        return adapter.validate_python(data)
     except ValidationError as error:
         complaints = [_complaint(item, node) for item in error.errors()[:_COMPLAINTS]]
         if error.error_count() > _COMPLAINTS:
             complaints.append(f"and {error.error_count() - _COMPLAINTS} more")
-        raise UsageError("\n".join(complaints), where=where, remedy=_accepted(model)) from None
+        raise UsageError("\n".join(complaints), where=where, remedy=remedy) from None
 
 
 class _Loader(yaml.SafeLoader):

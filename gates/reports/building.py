@@ -246,7 +246,14 @@ class _Said:
                 continue  # a page without a transcript is better than no page; the verdict rests on the rows
             for line in lines:
                 if isinstance(line, dict) and line.get("repeat") == 0 and isinstance(line.get("item"), str):
-                    yield line["item"], _text(line.get("response"))
+                    yield line["item"], _transcript(line.get("responses"))
+
+
+def _transcript(responses: Any) -> str:
+    """All that a model said about an item, turn by turn."""
+    turns = [_text(response) for response in responses] if isinstance(responses, list) else [_text(responses)]
+    text = "\n[next turn]\n".join(turns)
+    return text if len(text) <= _LONGEST_TRANSCRIPT else text[:_LONGEST_TRANSCRIPT] + "…"
 
 
 def _text(response: Any) -> str:
@@ -263,5 +270,4 @@ def _text(response: Any) -> str:
     except (LookupError, TypeError, AttributeError):
         text = json.dumps(response, ensure_ascii=False)
     # half of a surrogate pair is a valid JSON string and no UTF-8
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= _LONGEST_TRANSCRIPT else text[:_LONGEST_TRANSCRIPT] + "…"
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
@@ -19,11 +20,15 @@ from registry.progress import Bar, progress
 from registry.recipes import Evaluate
 from registry.store import Candidate
 from registry.verify import demand_whole
+from stages.common import execution
 from stages.common.stage import Job, main
-from stages.evaluate import client, engines, runner
+from stages.evaluate import client, engines, rescoring, runner, scoring
 from stages.evaluate.journal import Journal
 from stages.evaluate.packs import Pack, read_pack
 from stages.evaluate.proof import prove
+
+if TYPE_CHECKING:
+    from stages.common.execution.client import Run
 
 
 def evaluate(job: Job) -> None:
@@ -36,10 +41,14 @@ def evaluate(job: Job) -> None:
     """
     settings: Evaluate = job.settings
     packs, description = _prepare(job)
+    modes = (True, False) if settings.thinking == "both" else (settings.thinking,)
     works = [
-        _Work(pack, settings, job.source.digest, _conditions(job.source, pack, settings, description)) for pack in packs
+        _Work(pack, each, job.source.digest, _conditions(job.source, pack, each, description))
+        for pack in packs
+        for each in (settings.model_copy(update={"thinking": mode}) for mode in modes)
     ]
     waiting = [work for work in works if not _made(job, work)]
+    asyncio.run(_demand_verifier(job, [work.pack for work in waiting]))
     if waiting:
         with _serving(job, description) as engine:
             asyncio.run(_take(job, waiting, engine, description))
@@ -56,6 +65,18 @@ def prove_only(job: Job) -> None:
     output.text(f"{job.source.name}: the {description.engine} engine {description.version} passes its proof")
 
 
+def rescore(job: Job) -> None:
+    """Scores the answers that evidence on the step's packs keeps, by the graders as they are now. No model is asked.
+
+    Raises:
+        UsageError: of a pack there are no kept answers, or none that answer it as it is now.
+        UnavailableError: a grader wants code run that was not, and the verifier does not answer.
+    """
+    for pack in _packs(job):
+        for line in asyncio.run(rescoring.rescore(job.store, job.source, pack, lambda pack=pack: _verifier(job, pack))):
+            output.text(line)
+
+
 def _prepare(job: Job) -> tuple[list[Pack], engines.Description]:
     demand_whole(
         job.store,
@@ -64,8 +85,41 @@ def _prepare(job: Job) -> tuple[list[Pack], engines.Description]:
         harm=", so its scores would say nothing",
         remedy="make it again under another name",
     )
-    packs = [read_pack(job.project, name) for name in dict.fromkeys(job.settings.packs)]
-    return packs, engines.describe(job.settings, job.project, job.source.manifest.shape, where=job.where)
+    return _packs(job), engines.describe(job.settings, job.project, job.source.manifest.shape, where=job.where)
+
+
+def _packs(job: Job) -> list[Pack]:
+    return [read_pack(job.project, name, job.store) for name in dict.fromkeys(job.settings.packs)]
+
+
+async def _demand_verifier(job: Job, packs: list[Pack]) -> None:
+    """
+    Raises:
+        UsageError: a pack executes code, and nothing here may do that.
+        UnavailableError: the verifier does not answer.
+    """
+    for pack in packs:
+        if pack.grader.executes:
+            async with _verifier(job, pack):
+                return
+
+
+def _verifier_settings(job: Job, pack: Pack) -> execution.Settings:
+    try:
+        return execution.settings_of(os.environ, unsafe_local=job.unsafe_local_execution)
+    except UsageError as error:
+        error.where = f"{job.where}: {pack.name}"
+        raise
+
+
+@asynccontextmanager
+async def _verifier(job: Job, pack: Pack) -> AsyncIterator[Run | None]:
+    """What runs the code in answers; None for a pack that executes none."""
+    if pack.grader.executes:
+        async with execution.verifier(_verifier_settings(job, pack)) as run:
+            yield run
+    else:
+        yield None
 
 
 @contextmanager
@@ -119,7 +173,7 @@ def _conditions(candidate: Candidate, pack: Pack, settings: Evaluate, descriptio
         sampling={"temperature": float(settings.temperature), **client.UNCHANGED, "seed": "the number of the repeat"},
         thinking="on" if settings.thinking else "off",
         pack=pack.digest,
-        grader=pack.grader_digest,
+        grader=pack.grader.digest,
         dataset=pack.dataset,
         max_tokens=pack.max_tokens,
         max_length=_max_length(candidate.folder),
@@ -177,17 +231,22 @@ async def _take_one(
 ) -> str:
     with job.store.step(work.inputs) as folder:
         with Journal(folder / "answers.jsonl") as journal:
-            timings = await runner.ask(connection, work.pack, work.settings, journal, bar, check=engine.check)
-        results = runner.results(work.pack, work.settings.repeats, journal.answers)
-        evidence = _evidence(work, results, description)
+            async with _verifier(job, work.pack) as run:
+                timings = await runner.ask(
+                    connection, work.pack, work.settings, journal, bar, check=engine.check, run=run
+                )
+        results = scoring.results(work.pack, work.settings.repeats, journal.answers)
+        evidence = _evidence(job, work, results, description)
         digest = job.store.add_evidence(evidence, rows=results.rows_bytes, responses=results.responses, timings=timings)
     if not evidence.totals.missing:
         job.store.discard(work.inputs)
     return _line(job.source.name, evidence, f"evidence {digest[:12]}")
 
 
-def _evidence(work: _Work, results: runner.Results, description: engines.Description) -> Evidence:
+def _evidence(job: Job, work: _Work, results: scoring.Results, description: engines.Description) -> Evidence:
     recorded: dict[str, Any] = {"concurrency": runner.CONCURRENCY, "device": description.device}
+    if work.pack.grader.executes:
+        recorded["verifier"] = "sealed" if _verifier_settings(job, work.pack).socket else "on this machine"
     return Evidence(
         format=1,
         candidate=work.candidate,
@@ -213,6 +272,8 @@ if __name__ == "__main__":
         "evaluate",
         evaluate,
         teach="Ask a candidate every item of its packs, through a server whose parsers are proved first. With "
-        "--prove-only the server is proved and no score is taken.",
+        "--prove-only the server is proved and no score is taken. With --rescore the answers that were kept are scored "
+        "again, which is what to do after a grader has changed.",
         prove=prove_only,
+        rescore=rescore,
     )

@@ -73,6 +73,12 @@ class Client:
         text = await self._post("/detokenize", {"model": self.model, "tokens": tokens.get("tokens")})
         return str(text.get("prompt", ""))
 
+    async def length(self, request: Json) -> tuple[int, int]:
+        """How many tokens the prompt of a chat has, and how many the model can hold, the answer's included."""
+        chat = {key: request[key] for key in ("messages", "tools", "chat_template_kwargs") if key in request}
+        tokens = await self._post("/tokenize", {"model": self.model} | chat)
+        return int(tokens["count"]), int(tokens["max_model_len"])
+
     async def _post(self, path: str, body: Json) -> Json:
         import httpx
 
@@ -102,15 +108,48 @@ async def connect(base_url: str, *, concurrency: int) -> AsyncIterator[Client]:
     """
     import httpx
 
-    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
     # trust_env off: a proxy set in the environment is not on the way to 127.0.0.1
-    async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=LONGEST_ANSWER, trust_env=False) as http:
+    async with httpx.AsyncClient(
+        base_url=base_url, transport=_lanes(concurrency), timeout=LONGEST_ANSWER, trust_env=False
+    ) as http:
         try:
             models = _json(await http.get("/v1/models"))
             model = (models or {})["data"][0]["id"]
         except (httpx.RequestError, KeyError, IndexError, TypeError):
             raise InvalidEvidence("the server names no model", where=f"{base_url}/v1/models") from None
         yield Client(http, model)
+
+
+def _lanes(count: int) -> httpx.AsyncBaseTransport:
+    """A transport with a pool for each request at a time: one shared pool looks at all of its connections again and
+    again, which costs more than all else that is done about a request."""
+    import ssl
+
+    import httpx
+
+    trusted = ssl.create_default_context()  # once: it reads all certificates of the machine
+
+    class Lanes(httpx.AsyncBaseTransport):
+        def __init__(self) -> None:
+            self._free = [httpx.AsyncHTTPTransport(verify=trusted, trust_env=False) for _ in range(count)]
+            self._all = tuple(self._free)
+            self._room = asyncio.Semaphore(count)
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            async with self._room:
+                lane = self._free.pop()
+                try:
+                    response = await lane.handle_async_request(request)
+                    await response.aread()  # before the next request takes this connection
+                    return response
+                finally:
+                    self._free.append(lane)
+
+        async def aclose(self) -> None:
+            for lane in self._all:
+                await lane.aclose()
+
+    return Lanes()
 
 
 def request(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Queue = queue.SimpleQueue[tuple[Prompt, "Future[Completion]"]]
 
-REVISION = 1
+REVISION = 2
 """To be raised whenever this server could answer anything differently: evidence of two revisions is not compared."""
 
 MODEL_NAME = "candidate"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,20 +14,32 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`response` is what is kept of the server's response; None if that cannot be kept as JSON."""
+    """A conversation about one item that is over, and what came of the code in it.
+
+    `responses` are what is kept of the server's responses, in order; None stands for one that cannot be kept as JSON.
+    `executions` are results of the verifier as plain JSON, by the digest of what was executed.
+    """
 
     item: str
     repeat: int
-    response: dict[str, Any] | None
+    responses: tuple[Any, ...]
     seconds: float
+    executions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
         return self.item, self.repeat
 
+    @property
+    def tokens(self) -> int | None:
+        """How many the model wrote, where the server says so."""
+        counts = [_tokens(response) for response in self.responses]
+        return sum(known) if (known := [count for count in counts if count is not None]) else None
+
 
 class Journal:
-    """The answers in one file. What follows a torn line is dropped, and asked again.
+    """The answers in one file; of two about the same, the later counts. What follows a torn line is dropped, and asked
+    again.
 
     A context manager: it closes the file.
     """
@@ -52,7 +65,7 @@ class Journal:
         self._file.close()
 
     def add(self, answer: Answer) -> None:
-        line = {"item": answer.item, "repeat": answer.repeat, "response": answer.response, "seconds": answer.seconds}
+        line = {each.name: getattr(answer, each.name) for each in fields(answer)}
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
         self.answers[answer.key] = answer
@@ -60,6 +73,15 @@ class Journal:
 
 def _read(line: bytes) -> Answer | None:
     try:
-        return Answer(**json.loads(line)) if line.endswith(b"\n") else None
-    except (ValueError, TypeError):
+        value = json.loads(line) if line.endswith(b"\n") else None
+        answer = Answer(**value | {"responses": tuple(value["responses"])})
+    except (ValueError, TypeError, KeyError):
         return None
+    sound = isinstance(answer.item, str) and isinstance(answer.repeat, int) and isinstance(answer.executions, dict)
+    return answer if sound and answer.responses else None
+
+
+def _tokens(response: Any) -> int | None:
+    usage = response.get("usage") if isinstance(response, dict) else None
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) else None

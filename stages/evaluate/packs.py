@@ -1,74 +1,27 @@
 """Packs: what a candidate is asked, and how its answers are graded.
 
-`packs/<name>.yaml` names a JSONL file of items, one JSON object a line:
-
-    {"id": …, "category": …, "messages": […], "tools": […], "expected": {"name": …, "arguments": {…}} | {"answer": …}}
-
-`tools` may be left out, and so may `arguments`, where the right tool is all that counts.
+`packs/<name>.yaml` names a grader, and items, whose shape is the grader's own `Item`. They are a file of the project, a
+JSON object a line (.jsonl) or a list in strict YAML (.yaml), which suits scenarios that people read; or the rows of a
+public set, which are kept in the registry (`registry.packs`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from gates import canonical
-from gates.errors import IntegrityError, UsageError
-from gates.records import Name
-from gates.strict_yaml import Strict, parse
-from registry.recipes import Whole, read_text
-from stages.common.grading import Expected, Grader, grader_digest
-
-Text = Annotated[str, Field(min_length=1)]
-
-
-class PackFile(Strict):
-    """What `packs/<name>.yaml` may say."""
-
-    name: Name
-    description: str
-    grader: Grader
-    items: str
-    max_tokens: Annotated[Whole, Field(ge=1)]
-
-
-class Right(Strict):
-    """Either a text, or a tool's name and perhaps its arguments."""
-
-    answer: Text | None = None
-    name: Text | None = None
-    arguments: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.answer is None) == (self.name is None):
-            raise ValueError("give an answer, or the name of a tool")
-        if self.name is None and self.arguments is not None:
-            raise ValueError("arguments belong to the name of a tool")
-        if self.answer is not None and self.answer != self.answer.strip():
-            raise ValueError("an answer has no white space at its ends: it could never be given")
-        return self
-
-
-class Item(Strict):
-    id: Text
-    category: Text
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    tools: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
-    expected: Right
-
-    @model_validator(mode="after")
-    def _can_be_answered(self) -> Self:
-        if self.expected.name is not None and not self.tools:
-            raise ValueError("tools: a call is expected, but no tool is offered")
-        return self
-
-    @property
-    def right(self) -> Expected:
-        return Expected(self.expected.answer, self.expected.name, self.expected.arguments)
+from gates.errors import IntegrityError, SluiceError, UsageError
+from gates.strict_yaml import parse_list
+from registry import packs
+from registry.recipes import read_text
+from registry.store import Store
+from stages.common.grading import Grader, grader
+from stages.common.grading.items import Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,74 +31,105 @@ class Pack:
     name: str
     grader: Grader
     max_tokens: int
+    max_turns: int
     items: tuple[Item, ...]
     digest: str
-    """Of what the YAML settles: name, grader, limits, parser. Its description and the items' path decide nothing."""
+    """Of what the YAML settles: name, grader, limits. Its description and the items' path decide nothing."""
     dataset: str
-    """Of the items' file, byte for byte."""
-
-    @property
-    def grader_digest(self) -> str:
-        return grader_digest(self.grader)
+    """Of the items, as they are read: remarks and the order of keys decide nothing."""
 
 
-def read_pack(project: Path, name: str) -> Pack:
+def read_pack(project: Path, name: str, store: Store | None = None) -> Pack:
     """The pack `name` of the project.
 
+    Args:
+        store: where the rows of a public set are kept.
+
     Raises:
-        UsageError: no such pack, or a field or a row that is not as it must be; file, line and field are named.
+        UsageError: no such pack, a public set that was not fetched, or a field or a row that is not as it must be;
+            file, line and field are named.
+        IntegrityError: the kept rows of a public set are damaged.
     """
     path = project / "packs" / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(each.stem for each in path.parent.glob("*.yaml"))
-        raise UsageError(
-            f"there is no pack {name}", where=str(path), remedy=f"the packs here are {', '.join(known) or '(none)'}"
-        )
-    file = parse(read_text(path, "pack"), PackFile, where=str(path))
-    if file.name != name:
-        raise UsageError(f"the pack is called {file.name}, its file {path.name}", where=f"{path}, name")
-    items = project / file.items
-    text = read_text(items, "pack's items")
-    settled = file.model_dump(mode="json", exclude={"description", "items"})
+    file = packs.read_file(project, name)
+    try:
+        graded = grader(file.grader)
+    except SluiceError as error:
+        error.where = f"{path}, grader"
+        raise
+    items = _held(
+        _placed(project, file, graded, store, where=str(path)), str(project / file.items if file.items else path)
+    )
+    settled = file.model_dump(mode="json", exclude={"description", "items", "dataset"}, exclude_defaults=True)
+    rows = [item.model_dump(mode="json", exclude_unset=True) for item in items]
     return Pack(
         name=file.name,
-        grader=file.grader,
+        grader=graded,
         max_tokens=file.max_tokens,
-        items=_items(text, file.grader, where=str(items)),
+        max_turns=file.max_turns,
+        items=items,
         digest=canonical.digest(canonical.dumps(settled)),
-        dataset=canonical.digest(items.read_bytes()),
+        dataset=canonical.digest(canonical.dumps(rows)),
     )
 
 
-def _items(text: str, grader: Grader, *, where: str) -> tuple[Item, ...]:
-    items: dict[str, Item] = {}
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+def _placed(
+    project: Path, file: packs.PackFile, graded: Grader, store: Store | None, *, where: str
+) -> Iterator[tuple[str, Item]]:
+    """The items as they are read, each with its place."""
+    if file.dataset is not None:
+        if store is None:
+            packs.demand(None, file.name, file.dataset, where=where)
+            return
+        for value in packs.items(store, file.name, file.dataset, where=where):
+            at = f"{where}, dataset, {value['id']}"
+            yield at, _valid(value, graded, at)
+    elif file.items is not None:
+        yield from _in_file(project / file.items, graded)
+
+
+def _in_file(path: Path, graded: Grader) -> Iterator[tuple[str, Item]]:
+    where, text = str(path), read_text(path, "pack's items")
+    if path.suffix == ".yaml":
+        for number, item in enumerate(parse_list(text, graded.item, where=where)):
+            yield f"{where}, [{number}]", item
+        return
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
         at = f"{where}, line {number}"
-        item = _item(line, at)
+        yield at, _item(line, graded, at)
+
+
+def _held(placed: Iterator[tuple[str, Item]], where: str) -> tuple[Item, ...]:
+    items: dict[str, Item] = {}
+    for at, item in placed:
         if item.id in items:
             raise UsageError(f"the id {item.id!r} is given twice", where=f"{at}, id")
-        if grader == "exact-text" and item.expected.name is not None:
-            raise UsageError("a pack graded as exact-text cannot expect a tool call", where=f"{at}, expected")
         items[item.id] = item
     if not items:
         raise UsageError("the pack has no items", where=where)
     return tuple(items.values())
 
 
-def _item(line: str, at: str) -> Item:
+def _item(line: str, graded: Grader, at: str) -> Item:
     try:
         value = canonical.loads(line.encode())
         canonical.dumps(value)  # what JSON cannot say exactly (1e999) cannot be expected either
-        return Item.model_validate(value)
+    except (IntegrityError, ValueError) as error:
+        raise UsageError(f"not one JSON object: {error}", where=at, remedy=_remedy(graded)) from None
+    return _valid(value, graded, at)
+
+
+def _valid(value: Any, graded: Grader, at: str) -> Item:
+    try:
+        return graded.item.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the row"
         message = (
             "unknown key" if first["type"] == "extra_forbidden" else str(first["msg"]).removeprefix("Value error, ")
         )
-        raise UsageError(f"{field}: {message}", where=f"{at}, {field}", remedy=_SHAPE) from None
-    except (IntegrityError, ValueError) as error:
-        raise UsageError(f"not one JSON object: {error}", where=at, remedy=_SHAPE) from None
+        raise UsageError(f"{field}: {message}", where=f"{at}, {field}", remedy=_remedy(graded)) from None
 
 
-_SHAPE = 'a row is {"id", "category", "messages", "tools"?, "expected": {"name", "arguments"?} or {"answer"}}'
+def _remedy(graded: Grader) -> str:
+    return f"a row of a pack graded by {graded.name} has {', '.join(graded.item.model_fields)}"

@@ -9,7 +9,7 @@ proved, on raw responses:
     plain answer  arrives in content as it was, with reasoning before it taken off
     truncation    is seen: finish_reason is length
     thinking off  the candidate's template closes the reasoning itself, and an answer is not taken for reasoning
-    junk          scores nothing, on any item of any pack
+    junk          scores next to nothing on any pack
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gates.errors import InvalidEvidence
-from stages.common.grading import Expected, grade
-from stages.evaluate.client import Client, Json, UnansweredError, request
+from stages.common.execution import Result
+from stages.common.grading import grader
+from stages.common.grading.items import Grade, Item, Json
+from stages.common.grading.tool_call import Expected
+from stages.evaluate.client import Client, UnansweredError, request
 from stages.evaluate.packs import Pack
 
 REASONING = "sluice"
@@ -45,6 +48,8 @@ _THOUGHT = f"{REASONING}\n</think>\n\n"
 _ARGUMENTS = '{"city": "Oslo", "days": 3, "metric": true}'
 _CALL_TEXT = f'<tool_call>\n{{"name": "probe", "arguments": {_ARGUMENTS}}}\n</tool_call>'
 _CHAT = [{"role": "user", "content": "proof"}]
+_MUCH_JUNK = 0.25
+"""Share of a pack's points from which junk is too much. Where it is right to call nothing, junk may earn some."""
 _ROOM = 256
 """Tokens that the longest forced text may take: it has fewer characters than that."""
 
@@ -130,7 +135,7 @@ def check_reasoning(called: Any) -> Iterator[Fault]:
 
 def check_call(called: Any, parser: str) -> Iterator[Fault]:
     message, remedy = _message(called), _TOOLS.format(parser)
-    if grade("tool-call", CALL, called).points != 1:
+    if _points("tool-call", CALL, called) != 1:
         calls, content = message.get("tool_calls") or [], _content(message)
         seen = f"tool_calls are {calls}, content is {content!r}"
         yield Fault("a tool call arrives as a call with typed arguments", seen, remedy)
@@ -139,12 +144,12 @@ def check_call(called: Any, parser: str) -> Iterator[Fault]:
 
 
 def check_plain(plain: Any) -> Iterator[Fault]:
-    if grade("exact-text", Expected(answer=ANSWER), plain).points != 1:
+    if _points("exact-text", Expected(answer=ANSWER), plain) != 1:
         yield Fault("a plain answer arrives in content, alone", f"the message is {_message(plain)}", _REASONING)
 
 
 def check_truncation(cut: Any) -> Iterator[Fault]:
-    outcome = grade("exact-text", Expected(answer=ANSWER), cut).outcome
+    outcome = _graded("exact-text", Expected(answer=ANSWER), cut).outcome
     if outcome != "truncated":
         seen = f"after 4 tokens of many the answer counts as {outcome}"
         yield Fault("an answer cut off says so", seen, "the server must give finish_reason length at max_tokens")
@@ -168,12 +173,36 @@ def check_not_thinking(plain: Any) -> Iterator[Fault]:
 
 def check_junk(junk: Any, packs: Iterable[Pack]) -> Iterator[Fault]:
     for pack in packs:
-        for item in pack.items:
-            points = grade(pack.grader, item.right, junk).points
-            if points:
-                seen = f"{JUNK!r} gets {points} on item {item.id} of {pack.name}"
-                yield Fault("junk scores nothing", seen, f"mend what {item.id} expects")
-                break
+        points = {item.id: _points_of_junk(pack, item, junk) for item in pack.items}
+        # Where tools are offered, to call none of them may be right.
+        whole = [item.id for item in pack.items if points[item.id] == item.of and not item.tools]
+        share = sum(points.values()) / sum(item.of for item in pack.items)
+        if whole:
+            seen = f"{JUNK!r} gets all points of item {whole[0]} of {pack.name}"
+            yield Fault("junk scores next to nothing", seen, f"mend what {whole[0]} expects")
+        elif share >= _MUCH_JUNK:
+            seen = f"{JUNK!r} gets {100 * share:.0f} % of {pack.name}"
+            yield Fault("junk scores next to nothing", seen, f"mend what the items of {pack.name} expect")
+
+
+def _points_of_junk(pack: Pack, item: Item, junk: Any) -> float:
+    """What a model gets that says this whatever it is told. Code in it, if a grader takes it for that, fails."""
+    responses = [junk]
+    while len(responses) < pack.max_turns and pack.grader.reply(item, responses) is not None:
+        responses.append(junk)
+    results = {each.digest: Result("failed", detail="junk") for each in pack.grader.executions(item, responses)}
+    return pack.grader.grade(item, responses, results).points
+
+
+def _points(name: str, expected: Expected, response: Any) -> float:
+    return _graded(name, expected, response).points
+
+
+def _graded(name: str, expected: Expected, response: Any) -> Grade:
+    asked = grader(name)
+    right = expected.model_dump(exclude_unset=True)
+    item = asked.item(id="proof", category="proof", messages=_CHAT, tools=[PROBE], expected=right)
+    return asked.grade(item, [response])
 
 
 def _message(response: Any) -> Json:

@@ -1,46 +1,51 @@
-"""Asking the items of a pack, many at a time, and what evidence says of the answers."""
+"""Asking the items of a pack, many at a time, until every conversation is over and all code in it has been run.
+
+The server is kept full: so many conversations are with it at any time, however long the verifier takes for the code of
+those that are over. What ran out of time there is run once more when nothing else is at work, before that counts.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from gates import canonical
 from gates.errors import InvalidEvidence
-from gates.records import Row
+from registry import output
 from registry.progress import Bar
 from registry.recipes import Evaluate
-from stages.common.grading import grade
+from stages.common.grading.items import Item
 from stages.evaluate.client import Client, UnansweredError, request
+from stages.evaluate.executing import executed
 from stages.evaluate.journal import Answer, Journal, Key
-from stages.evaluate.packs import Item, Pack
+from stages.evaluate.packs import Pack
+from stages.evaluate.scoring import RunningScore, pending
+
+if TYPE_CHECKING:
+    from stages.common.execution.client import Run
 
 CONCURRENCY = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """Evidence in the making: rows in the order of item and repeat, and the raw responses in the same order."""
-
-    rows: tuple[Row, ...]
-    responses: bytes
-    """One JSON value a line: item, repeat and the response."""
-
-    @property
-    def rows_bytes(self) -> bytes:
-        return b"".join(row.to_bytes() + b"\n" for row in self.rows)
+"""Conversations that are with the server at a time."""
+OUTGROWN = {"error": "the conversation has grown longer than the model can read"}
+"""Kept in place of a response where the server can give none any more, which is the model's doing."""
 
 
 async def ask(
-    client: Client, pack: Pack, settings: Evaluate, journal: Journal, bar: Bar, *, check: Callable[[], None]
+    client: Client,
+    pack: Pack,
+    settings: Evaluate,
+    journal: Journal,
+    bar: Bar,
+    *,
+    check: Callable[[], None],
+    run: Run | None = None,
 ) -> dict[str, Any]:
-    """Asks whatever the journal lacks, and adds it there; what could not be answered stays missing.
+    """Asks and runs whatever the journal lacks, and adds it there; what could not be had stays missing.
 
     Args:
         check: raises if the server is not there any more.
+        run: the verifier, for a pack that executes.
 
     Returns:
         Timings: the seconds that this took, and how many tokens were written in them.
@@ -49,111 +54,153 @@ async def ask(
         InvalidEvidence: the server ended, or refuses an item.
     """
     begun = time.monotonic()
-    wanted = [(item, repeat) for repeat in range(settings.repeats) for item in pack.items]
-    waiting = [(item, repeat) for item, repeat in wanted if (item.id, repeat) not in journal.answers]
-    score = _RunningScore(pack)
-    for answer in journal.answers.values():
-        score.add(answer)
-    bar.advance(len(wanted) - len(waiting), note=score.text)
-    asked = iter(waiting)
+    asking = _Asking(client, pack, settings, journal, bar, check, run)
+    asked = await asking.all()
+    return _timings(journal, asked, time.monotonic() - begun)
 
-    async def worker() -> None:
-        for item, repeat in asked:
-            answer = await _ask_one(client, pack, item, repeat, settings)
-            if answer is not None:
-                journal.add(answer)
-                score.add(answer)
+
+class _Asking:
+    """One pack being asked."""
+
+    def __init__(
+        self,
+        client: Client,
+        pack: Pack,
+        settings: Evaluate,
+        journal: Journal,
+        bar: Bar,
+        check: Callable[[], None],
+        run: Run | None,
+    ) -> None:
+        self._client, self._pack, self._settings, self._journal = client, pack, settings, journal
+        self._bar, self._check, self._run = bar, check, run
+        self._items = {item.id: item for item in pack.items}
+        self._score = RunningScore(pack)
+        self._executing: set[asyncio.Task[None]] = set()
+        self._later: list[Answer] = []
+        """Those with code that is to be run when nothing else is at work."""
+        self._fault: Exception | None = None
+        """Why the verifier is not to be had."""
+
+    async def all(self) -> set[Key]:
+        """Asks and runs everything; gives what was asked now."""
+        answered = list(self._journal.answers.values())
+        every = [(item, repeat) for repeat in range(self._settings.repeats) for item in self._pack.items]
+        waiting = [(item, repeat) for item, repeat in every if (item.id, repeat) not in self._journal.answers]
+        left = iter(waiting)
+        tasks = [asyncio.create_task(self._converse(left)) for _ in range(min(CONCURRENCY, len(waiting)))]
+        try:
+            for answer in answered:
+                self._answered(answer, new=False)
+            await asyncio.gather(*tasks)
+            await asyncio.gather(*self._executing)
+            await self._run_alone()
+        finally:
+            for task in (*tasks, *self._executing):
+                task.cancel()
+        return {(item.id, repeat) for item, repeat in waiting}
+
+    async def _converse(self, left: Iterator[tuple[Item, int]]) -> None:
+        """Has one conversation after the other."""
+        for item, repeat in left:
+            answer = await _conversation(self._client, self._pack, item, repeat, self._settings)
+            if answer is None:
+                self._check()
+                self._bar.advance(1, note=self._score.note)
             else:
-                check()
-            bar.advance(1, note=score.text)
+                self._journal.add(answer)
+                self._answered(answer, new=True)
 
-    workers = [asyncio.create_task(worker()) for _ in range(min(CONCURRENCY, len(waiting)))]
+    def _answered(self, answer: Answer, *, new: bool) -> None:
+        if pending(self._pack, self._items[answer.item], answer):
+            task = asyncio.create_task(self._execute(answer))
+            self._executing.add(task)
+        else:
+            self._done(answer, new=new)
+
+    async def _execute(self, answer: Answer) -> None:
+        item = self._items[answer.item]
+        if self._fault is None:
+            answer = await self._tried(item, answer, alone=False)
+        if pending(self._pack, item, answer):
+            self._later.append(answer)
+        else:
+            self._done(answer, new=True)
+
+    async def _run_alone(self) -> None:
+        self._fault = None  # it may be there again
+        for answer in sorted(self._later, key=lambda answer: answer.key):
+            if self._fault is None:
+                answer = await self._tried(self._items[answer.item], answer, alone=True)
+            self._done(answer, new=True)
+        if self._fault is not None:
+            output.hint(f"{self._pack.name}: the verifier cannot be had, so items are missing: {self._fault}")
+
+    async def _tried(self, item: Item, answer: Answer, *, alone: bool) -> Answer:
+        from stages.common.execution import UnavailableError
+
+        assert self._run is not None, "a pack that executes is not asked without a verifier"
+        try:
+            ran = await executed(self._run, self._pack, item, answer, alone=alone)
+        except UnavailableError as error:
+            self._fault = error
+            return answer
+        if ran != answer:
+            self._journal.add(ran)
+        return ran
+
+    def _done(self, answer: Answer, *, new: bool) -> None:
+        self._score.add(answer, new=new)
+        self._bar.advance(1, note=self._score.note)
+
+
+async def _conversation(client: Client, pack: Pack, item: Item, repeat: int, settings: Evaluate) -> Answer | None:
+    """All turns with the model about one item; None if the server does not answer."""
+    messages, responses, seconds = list(item.messages), [], 0.0
+    more: list[dict[str, Any]] | None = []
+    while more is not None:
+        messages += more
+        body = request(
+            messages,
+            tools=item.tools,
+            max_tokens=pack.max_tokens,
+            thinking=bool(settings.thinking),
+            temperature=float(settings.temperature),
+            seed=repeat,
+        )
+        try:
+            reply = await client.chat(body)
+        except UnansweredError:
+            return None
+        except InvalidEvidence as error:
+            if responses and not await _fits(client, body):
+                responses.append(OUTGROWN)
+                break
+            raise InvalidEvidence(
+                error.what, where=f"{pack.name}, item {item.id}", remedy="mend the item, or the pack's max_tokens"
+            ) from None
+        responses.append(reply.body)
+        seconds += reply.seconds
+        more = pack.grader.reply(item, responses) if len(responses) < pack.max_turns else None
+    return Answer(item.id, repeat, tuple(responses), round(seconds, 4))
+
+
+async def _fits(client: Client, body: dict[str, Any]) -> bool:
+    """Whether the server has room for a chat and its answer; True where it does not say so."""
     try:
-        await asyncio.gather(*workers)
-    finally:
-        for each in workers:
-            each.cancel()
-    return _timings(journal, {(item.id, repeat) for item, repeat in waiting}, time.monotonic() - begun)
+        tokens, most = await client.length(body)
+    except (UnansweredError, InvalidEvidence):
+        return True
+    return tokens + int(body["max_tokens"]) <= most
 
 
-def results(pack: Pack, repeats: int, answers: dict[Key, Answer]) -> Results:
-    """What the answers are worth. An item without an answer is missing (`infra`)."""
-    rows, lines = [], []
-    for item in sorted(pack.items, key=lambda item: item.id):
-        for repeat in range(repeats):
-            answer = answers.get((item.id, repeat))
-            rows.append(_row(pack, item, repeat, answer))
-            if answer is not None and answer.response is not None:
-                lines.append({"item": item.id, "repeat": repeat, "response": answer.response})
-    return Results(tuple(rows), b"".join(canonical.dumps(line) + b"\n" for line in lines))
-
-
-async def _ask_one(client: Client, pack: Pack, item: Item, repeat: int, settings: Evaluate) -> Answer | None:
-    body = request(
-        item.messages,
-        tools=item.tools,
-        max_tokens=pack.max_tokens,
-        thinking=settings.thinking,
-        temperature=float(settings.temperature),
-        seed=repeat,
-    )
-    try:
-        reply = await client.chat(body)
-    except UnansweredError:
-        return None
-    except InvalidEvidence as error:
-        raise InvalidEvidence(
-            error.what, where=f"{pack.name}, item {item.id}", remedy="mend the item, or the pack's max_tokens"
-        ) from None
-    return Answer(item.id, repeat, reply.body, round(reply.seconds, 4))
-
-
-def _row(pack: Pack, item: Item, repeat: int, answer: Answer | None) -> Row:
-    if answer is None:
-        return Row(item=item.id, repeat=repeat, category=item.category, of=1, outcome="infra")
-    graded = grade(pack.grader, item.right, answer.response)
-    return Row(
-        item=item.id,
-        repeat=repeat,
-        category=item.category,
-        points=graded.points,
-        of=1,
-        outcome=graded.outcome,
-        tokens=_tokens(answer),
-        response=None if answer.response is None else canonical.digest(canonical.dumps(answer.response)),
-    )
-
-
-def _tokens(answer: Answer) -> int | None:
-    usage = (answer.response or {}).get("usage")
-    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and not isinstance(count, bool) else None
-
-
-def _timings(journal: Journal, asked: set[Key], wall: float) -> dict[str, Any]:
-    answers = [journal.answers[key] for key in sorted(asked & journal.answers.keys())]
-    tokens = sum(_tokens(answer) or 0 for answer in answers)
+def _timings(journal: Journal, asked: Iterable[Key], wall: float) -> dict[str, Any]:
+    answers = [journal.answers[key] for key in sorted(set(asked) & journal.answers.keys())]
+    tokens = sum(answer.tokens or 0 for answer in answers)
     return {
         "wall_seconds": round(wall, 3),
-        "asked": len(asked),
+        "asked": len(set(asked)),
         "tokens": tokens,
         "tokens_per_second": round(tokens / wall, 1) if wall else None,
         "latency_seconds": {f"{each.item}/{each.repeat}": each.seconds for each in journal.answers.values()},
     }
-
-
-class _RunningScore:
-    """The score so far, for the progress bar."""
-
-    def __init__(self, pack: Pack) -> None:
-        self._pack = pack
-        self._right = {item.id: item.right for item in pack.items}
-        self._points = self._count = 0.0
-
-    def add(self, answer: Answer) -> None:
-        self._points += grade(self._pack.grader, self._right[answer.item], answer.response).points
-        self._count += 1
-
-    @property
-    def text(self) -> str:
-        return f"{self._pack.name} {100 * self._points / self._count:.1f}" if self._count else self._pack.name

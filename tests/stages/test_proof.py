@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from gates.errors import InvalidEvidence
-from stages.common.grading import Expected
 from stages.evaluate import proof
 from stages.evaluate.packs import Pack, read_pack
 from stages.evaluate.server.model import Generator
@@ -105,9 +104,8 @@ def test_a_template_that_cannot_switch_thinking_off_fails_and_is_named(generator
 def test_a_pack_in_which_junk_earns_a_point_is_found(generator, packs):
     item = packs[1].items[3]
     loose = item.model_copy(update={"expected": item.expected.model_copy(update={"answer": proof.JUNK})})
-    assert loose.right == Expected(answer=proof.JUNK)
     error = failure(serving.application(generator), [packs[0], replace(packs[1], items=(*packs[1].items[:3], loose))])
-    assert "junk scores nothing" in error.what
+    assert "junk scores next to nothing" in error.what
     assert item.id in error.what
 
 
@@ -169,3 +167,21 @@ def test_a_response_without_a_message_fails_every_check_and_breaks_none(response
     for check in (proof.check_reasoning, proof.check_plain, proof.check_truncation, proof.check_not_thinking):
         assert list(check(response))
     assert list(proof.check_call(response, "hermes"))
+
+
+def test_junk_may_be_worth_a_little_where_calling_nothing_is_right_and_not_a_quarter(packs):
+    """Of BFCL's items nearly a quarter want no call."""
+    toolcall = packs[0]
+    junk = message(content=proof.JUNK)
+
+    def refusing(count: int) -> Pack:
+        loose = [
+            item.model_copy(update={"expected": item.expected.model_copy(update={"name": None, "answer": proof.JUNK})})
+            for item in toolcall.items[:count]
+        ]
+        return replace(toolcall, items=(*loose, *toolcall.items[count:]))
+
+    quarter = len(toolcall.items) // 4
+    assert list(proof.check_junk(junk, [refusing(quarter - 1)])) == []
+    (fault,) = proof.check_junk(junk, [refusing(quarter)])
+    assert "25 % of toy-toolcall" in fault.seen

@@ -216,7 +216,7 @@ def _asked(passed: list[bool], repeat: int) -> list[Row]:
 def _response(row: Row, said: str) -> bytes:
     call = {"function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
     message = {"content": said, "reasoning": "Let me think.", "tool_calls": [call]}
-    answer = {"item": row.item, "repeat": row.repeat, "response": {"choices": [{"message": message}]}}
+    answer = {"item": row.item, "repeat": row.repeat, "responses": [{"choices": [{"message": message}]}]}
     return json.dumps(answer).encode()  # as a server may write it: half a surrogate pair is a JSON string
 
 

@@ -99,7 +99,7 @@ def answers(place: Place, candidate: str, engine: str) -> dict[str, dict[str, ob
             continue
         assert evidence.responses is not None
         lines = map(json.loads, store.read(evidence.responses).splitlines())
-        said[evidence.pack] = {line["item"]: _plain(line["response"]["choices"][0]["message"]) for line in lines}
+        said[evidence.pack] = {line["item"]: _plain(line["responses"][0]["choices"][0]["message"]) for line in lines}
     return said
 
 

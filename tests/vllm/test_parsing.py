@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from registry.manifests import Shape
 from registry.recipes import Evaluate
+from stages.common.grading.answers import read, with_results
 from stages.evaluate import client, engines
 from stages.evaluate.proof import PROBE
 from stages.evaluate.server.parsing import Parsers, parse
@@ -46,12 +48,43 @@ TEXTS = [
 ]
 
 
-def test_forced_texts_come_back_in_the_same_parts(place: Place) -> None:
+@pytest.fixture(scope="module")
+def engine(place: Place) -> Iterator[engines.Engine]:
     shape = Shape(family="qwen3_moe", layers=4, experts=16, top_k=2, quantization=None, tensor_bytes=1)
     description = engines.describe(Evaluate(packs=["any"], engine="vllm"), place.project, shape, where="a test")
-    with engines.start(description, place.store.candidate("toy").folder) as engine:
-        differing = asyncio.run(_compare(engine.base_url))
-    assert differing == []
+    with engines.start(description, place.store.candidate("toy").folder) as started:
+        yield started
+
+
+def test_forced_texts_come_back_in_the_same_parts(engine: engines.Engine) -> None:
+    assert asyncio.run(_compare(engine.base_url)) == []
+
+
+def test_a_conversation_goes_on_after_any_answer_and_the_model_is_shown_what_was_said(engine: engines.Engine) -> None:
+    """As the runner sends it: the assistant's turn again, malformed arguments included, and what a tool gave."""
+
+    async def shown() -> list[str]:
+        prompts = []
+        async with client.connect(engine.base_url, concurrency=4) as connection:
+            for text in TEXTS:
+                chat = [{"role": "user", "content": "proof"}]
+                body = client.request(chat, tools=[PROBE], max_tokens=300, thinking=True, forced=text)
+                answer = read((await connection.chat(body)).body)
+                assert answer is not None
+                chat += with_results([answer], ["it rains"] * len(answer.calls))
+                chat.append({"role": "user", "content": "and then?"})
+                again = client.request(chat, tools=[PROBE], max_tokens=4, thinking=True)
+                assert read((await connection.chat(again)).body) is not None, text
+                prompt = await connection.prompt(again)
+                assert prompt.count("it rains") == len(answer.calls), text
+                tokens, most = await connection.length(again)
+                assert 0 < tokens < most
+                prompts.append(prompt)
+        return prompts
+
+    prompts = asyncio.run(shown())
+    assert sum("it rains" in prompt for prompt in prompts) >= 4
+    assert all("and then?" in prompt for prompt in prompts)
 
 
 async def _compare(base_url: str) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""Pruned checkpoints in the real vLLM: they load and answer, and so does a head for multi-token prediction load."""
+"""Pruned and merged checkpoints in the real vLLM: they load and answer; a head for multi-token prediction loads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HYBRID = WIDTHS | {
 
 @pytest.fixture(scope="module")
 def pruned(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two candidates of five experts out of eight, a broken one, and what transformers answers; made where torch is."""
+    """Candidates of five experts out of eight, a broken one, and what transformers answers; made where torch is."""
     base = tmp_path_factory.mktemp("pruned")
     python = project / ".venv-prune" / "bin" / "python"
     code = "import sys; from tests.support.pruned import write; write(*sys.argv[1:])"
@@ -52,6 +52,7 @@ def results(project: Path, pruned: Path) -> dict[str, dict[str, Any]]:
     bfloat16: dict[str, Any] = {"dtype": "bfloat16", "enable_prefix_caching": False}  # its linear attention wants both
     jobs: dict[str, dict[str, Any]] = {
         "qwen3_moe": {"options": {"dtype": "float32"}, "prompt": PROMPT, "tokens": TOKENS},
+        "merged": {"options": {"dtype": "float32"}, "prompt": PROMPT, "tokens": TOKENS},
         "qwen3_5_moe_text": {"options": bfloat16, "prompt": PROMPT, "tokens": TOKENS},
         "speculative": {"options": bfloat16 | {"speculative_config": SPECULATIVE}, "model": "qwen3_5_moe_text"},
         "broken": {"options": bfloat16 | {"speculative_config": SPECULATIVE}},
@@ -67,6 +68,11 @@ def results(project: Path, pruned: Path) -> dict[str, dict[str, Any]]:
 
 def test_a_pruned_qwen3_moe_answers_in_vllm_as_in_transformers(results: dict[str, Any], pruned: Path) -> None:
     assert results["qwen3_moe"]["tokens"] == json.loads((pruned / "answers.json").read_bytes())["qwen3_moe"]
+
+
+def test_a_merged_candidate_answers_in_vllm_as_in_transformers(results: dict[str, Any], pruned: Path) -> None:
+    answers = json.loads((pruned / "answers.json").read_bytes())
+    assert results["merged"]["tokens"] == answers["merged"] != answers["qwen3_moe"]
 
 
 def test_a_pruned_qwen3_5_moe_answers_in_vllm(results: dict[str, Any]) -> None:

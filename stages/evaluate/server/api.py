@@ -125,9 +125,12 @@ def _render(
 
 
 def _with_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages, with the arguments of earlier calls as values: the API has text there, templates expect values."""
+    """The messages as templates expect them, where the API has them otherwise: the arguments of earlier calls as
+    values, and earlier reasoning under its older name too."""
     messages = json.loads(json.dumps(messages))
     for message in messages:
+        if "reasoning" in message:
+            message.setdefault("reasoning_content", message["reasoning"])
         for call in message.get("tool_calls") or ():
             function = call["function"]
             if isinstance(function.get("arguments"), str):

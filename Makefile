@@ -10,8 +10,8 @@ export SLUICE_ENGINE = $(ENGINE)
 export VLLM
 
 TOY_RECIPES = $(addprefix recipes/toy/,baseline.yaml v2.yaml v7a.yaml v7b.yaml)
-# Every bench but what they share.
-BENCHES = $(filter-out bench/measuring.py,$(wildcard bench/*.py))
+# Every bench but what they share; the one of the real server where VLLM names its environment.
+BENCHES = $(filter-out bench/measuring.py $(if $(VLLM),,bench/evaluate.py),$(wildcard bench/*.py))
 INSTALL = bin/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -24,12 +24,11 @@ help: ## what can be made
 demo: envs ## the whole line on a toy that is a real model: prune, quantise, evaluate, gate, promote
 	@.venv/bin/registry init
 	@.venv/bin/registry add toy stages/toy/checkpoint
-	@.venv/bin/registry run $(TOY_RECIPES) || [ $$? -eq 1 ]
-	@.venv/bin/registry promote v7b --policy policies/toy.yaml
+	@.venv/bin/registry run --local $(TOY_RECIPES) || [ $$? -eq 1 ]
 	@.venv/bin/registry ls
 	@echo "load it from: $$(.venv/bin/registry path best)"
 
-test: envs .venv/.dev .venv-prune/.test .venv-eval/.test ## every check and every test
+test: envs .venv/.dev .venv-prune/.test .venv-train/.test .venv-eval/.test ## every check and every test
 	@tests/run
 
 # `make test` injects a part of them, spread evenly.
@@ -46,7 +45,7 @@ bench-small: envs ## the same on small inputs; fails where a ratio is outside tw
 lint: .venv/.dev ## ruff, mypy, import-linter
 	@tests/lint
 
-envs: .venv/.core .venv-prune/.done .venv-eval/.done ## the environments: .venv, .venv-prune (torch), .venv-eval
+envs: .venv/.core .venv-prune/.done .venv-train/.done .venv-eval/.done ## the environments: .venv and one a stage
 
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sluice needs Python 3.11 or newer; this is " \
@@ -73,6 +72,14 @@ python:
 	@.venv-prune/$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
+.venv-train/.done: locks/train.txt pyproject.toml | python
+	@echo "installing .venv-train (torch, bitsandbytes, peft, trl)"
+	@$(PYTHON) -m venv .venv-train
+	@.venv-train/$(INSTALL) torch==$(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@.venv-train/$(INSTALL) --require-hashes -r locks/train.txt
+	@.venv-train/$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
 .venv-eval/.done: locks/eval.txt pyproject.toml | python
 	@echo "installing .venv-eval (the harness)"
 	@$(PYTHON) -m venv .venv-eval
@@ -97,7 +104,7 @@ locks: ## resolve every lock again, newest versions (needs uv)
 	@$(LOCK) --upgrade --extra test --extra dev -c locks/test.txt -o locks/dev.txt
 
 images: ## build the containers' images, on the base images that .env or the Dockerfiles name (needs Docker)
-	@docker compose --profile serve --profile train build
+	@docker compose --profile serve build
 
 # All digests are asked for before any is written.
 pin: ## write the digests of the base images into the Dockerfiles (needs Docker and an image registry)
@@ -113,5 +120,5 @@ toy: .venv-prune/.done ## train the toy again, into build/toy
 	@.venv-prune/bin/python -m stages.toy --out build/toy
 
 clean: ## remove the environments and what the demo made
-	rm -rf .venv .venv-prune .venv-eval build
+	rm -rf .venv .venv-prune .venv-train .venv-eval build
 	find $(SLUICE_ROOT) -mindepth 1 -not -name .gitignore -delete

@@ -17,7 +17,20 @@ import typer
 from typer.core import TyperGroup
 
 from registry import output
-from registry.commands import CandidateName, Channel, Json, Root, demand_one, housekeeping, judgement, opened, planning
+from registry.commands import (
+    CandidateName,
+    Channel,
+    Json,
+    Root,
+    demand_one,
+    housekeeping,
+    judgement,
+    opened,
+    packs,
+    planning,
+    publishing,
+    running,
+)
 from registry.layout import ROOT
 
 
@@ -41,6 +54,9 @@ app = typer.Typer(
 app.add_typer(judgement.app)
 app.add_typer(housekeeping.app)
 app.add_typer(planning.app)
+app.add_typer(packs.app)
+app.add_typer(publishing.app)
+app.add_typer(running.app)
 
 
 @app.command()
@@ -273,28 +289,6 @@ def log(
     for entry in entries:
         fields = "  ".join(f"{key}={_short(value)}" for key, value in entry.items() if key not in standard)
         output.text(f"{entry['seq']:>5}  {entry['time']}  {entry['user']}  {entry['event']:<10}  {fields}")
-
-
-@app.command()
-def run(
-    recipes: Annotated[list[Path], typer.Argument(help="Recipes, run one after the other.")],
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Make names again that were made from something else.")
-    ] = False,
-    project: Annotated[Path, typer.Option(help="The folder that paths in recipes are relative to.")] = Path(),
-    root: Root = ROOT,
-    json: Json = False,
-) -> int:
-    """Run recipes from first step to last. What is made already is found; a failed one does not stop the next."""
-    from registry import launcher
-
-    outcomes = launcher.run(root, project, recipes, replace=replace)
-    if json:
-        output.data([asdict(outcome) for outcome in outcomes])
-    else:
-        for outcome in outcomes:
-            output.text(f"{outcome.recipe}: {outcome.candidate}: {outcome.reason}")
-    return launcher.summary(outcomes)
 
 
 def _count(problems: Sequence[object]) -> str:

@@ -75,7 +75,7 @@ def remedy(error: OSError) -> str | None:
 
 def hint(text: str) -> None:
     """A line for people, on stderr."""
-    sys.stderr.write(_printable(text) + "\n")
+    sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
 
 
@@ -87,10 +87,10 @@ def data(value: Any) -> None:
 
 def text(line: str) -> None:
     """A line of a command's result, on stdout."""
-    sys.stdout.write(_printable(line) + "\n")
+    sys.stdout.write(printable(line) + "\n")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """What somebody called a file, or gave as a reason, must not steer the terminal: such letters are written out."""
     if text.replace("\n", "").isprintable():
         return text

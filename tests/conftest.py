@@ -30,6 +30,8 @@ def _missing(component: str) -> str | None:
         return "VLLM names no environment with bin/vllm"
     if component == "chromium" and chromium() is None:
         return "there is no chromium on the path (Debian's package is called so)"
+    if component == "data" and not (public_data() / "gsm8k").is_dir():
+        return "SLUICE_SHARED (../shared if it is not set) has no folder data with public sets"
     if component == "strace" and shutil.which("strace") is None:
         return "strace is not installed"
     if component == "mounts":
@@ -37,6 +39,11 @@ def _missing(component: str) -> str | None:
     if component == "containers":
         return _no_containers()
     return None
+
+
+def public_data() -> Path:
+    """Public sets as they are published, where somebody has laid them out."""
+    return Path(os.environ.get("SLUICE_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 
 
 def chromium() -> str | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,7 @@ class Compose:
 
     def __call__(self, *words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            ["docker", "compose", "--profile", "serve", "--profile", "train", *words],
+            ["docker", "compose", "--profile", "serve", *words],
             cwd=self.project,
             env=self.environment,
             capture_output=True,
@@ -56,6 +58,32 @@ class Compose:
 
     def run(self, service: str, *words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
         return self("run", "--rm", "-T", service, *words, expect=expect)
+
+    def started(self, *words: str) -> subprocess.Popen[str]:
+        """The command `registry` of this machine, as the person whose project it is."""
+        command = [str(Path(__file__).resolve().parents[2] / ".venv" / "bin" / "registry"), *words]
+        if os.getuid() == 0:  # that person may use the engine, and may read the interpreter wherever it lies
+            group = str(Path("/var/run/docker.sock").stat().st_gid)
+            person = ["setpriv", f"--reuid={UID}", f"--regid={UID}", f"--groups={group}"]
+            command = [*person, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", *command]
+        return subprocess.Popen(
+            command,
+            cwd=self.project,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            # as on a terminal: a shell starts what it puts in the background deaf to Ctrl-C
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def registry(self, *words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        """The same, to its end."""
+        running = self.started(*words)
+        out, said = running.communicate()
+        assert running.returncode == expect, f"{words} ended with {running.returncode}:\n{out}\n{said}"
+        return subprocess.CompletedProcess(running.args, running.returncode, out, said)
 
     def json(self, *words: str) -> Any:
         return json.loads(self.run("registry", *words, "--json").stdout)
@@ -81,9 +109,11 @@ class Compose:
 
 
 @pytest.fixture(scope="session")
-def compose(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+def compose(project: Path) -> Iterator[Compose]:
     """The project with its images built, as a fresh clone of an ordinary user's."""
-    folder = tmp_path_factory.mktemp("containers") / "project"
+    place = Path(tempfile.mkdtemp(prefix="sluice-containers-"))  # pytest's own folders are closed to that user
+    place.chmod(0o755)
+    folder = place / "project"
     folder.mkdir()
     for part in PARTS:
         copy = shutil.copytree if (project / part).is_dir() else shutil.copy
@@ -104,3 +134,4 @@ def compose(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         made("down", "--timeout", "20", "--volumes")
         made.own(folder, os.getuid())
         made("down", "--rmi", "local")
+        shutil.rmtree(place)

@@ -18,7 +18,7 @@ from tests.containers.conftest import UID, Compose
 
 pytestmark = pytest.mark.needs("containers")
 
-SERVICES = ("prune", "mix", "quantize", "eval", "registry", "serve", "train")
+SERVICES = ("prune", "mix", "quantize", "eval", "registry", "serve", "train", "verifier")
 
 INSIDE = """
 import os, pathlib
@@ -74,10 +74,26 @@ def test_a_service_has_no_more_rights_than_it_needs(
     assert host["Privileged"] is False
     assert host["SecurityOpt"] == ["no-new-privileges:true"]
     assert host["Init"] is True
-    assert set(host["Tmpfs"]) == {"/tmp", "/home/sluice"}  # noqa: S108 - a folder in the container
-    mounts = {mount["Destination"]: (mount["Source"], mount["RW"]) for mount in container["Mounts"]}
-    assert mounts == {"/models": (str(compose.models), True), "/work": (str(compose.project), False)}
+    tmpfs = {"/tmp"} if service == "verifier" else {"/tmp", "/home/sluice"}  # noqa: S108 - folders in the container
+    assert set(host["Tmpfs"]) == tmpfs
+    mounts = {
+        mount["Destination"]: (mount.get("Name") or mount["Source"], mount["RW"]) for mount in container["Mounts"]
+    }
+    expected = {"/models": (str(compose.models), True), "/work": (str(compose.project), False)}
+    if service == "eval":
+        expected["/run/verifier"] = (f"{compose.name}_verifier", False)
+    elif service == "verifier":
+        expected = {"/run/verifier": (f"{compose.name}_verifier", True)}
+    assert mounts == expected
     assert "docker.sock" not in json.dumps(container)
+
+
+def test_the_verifier_has_limits_and_shares_no_memory(inspected: dict[str, dict[str, Any]]) -> None:
+    host = inspected["verifier"]["HostConfig"]
+    assert host["IpcMode"] == "none"
+    assert host["Memory"] == host["MemorySwap"] == 2 << 30
+    assert host["PidsLimit"] == 256
+    assert not any(setting.startswith(("SLUICE_M", "HF_TOKEN")) for setting in inspected["verifier"]["Config"]["Env"])
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -109,8 +125,12 @@ def test_the_harness_does_not_see_the_packages_of_its_base_nor_change_them(compo
     assert _packages(f"{compose.name}-eval") == _packages(os.environ.get("EVAL_BASE_IMAGE", base))
 
 
-def test_what_training_needs_fits_together(compose: Compose) -> None:
-    compose.run("train")
+def test_training_goes_the_whole_way_sealed_in(compose: Compose) -> None:
+    """No network, no home, nothing but the registry to write to."""
+    compose.run("prune")  # whatever else has run: this takes the toy in
+    compose.run("prune", "--recipe", "recipes/toy/repaired.yaml")
+    told = compose.run("train", "--recipe", "recipes/toy/repaired.yaml", "--rehearse")
+    assert "repaired can be made" in told.stdout
 
 
 def test_pin_says_that_no_image_registry_answers_and_writes_nothing(project: Path, tmp_path: Path) -> None:

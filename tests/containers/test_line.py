@@ -22,21 +22,32 @@ RUNS_FP8 = Path("/dev/nvidiactl").exists() or "amx_tile" in Path("/proc/cpuinfo"
 JUDGED = "v7b" if RUNS_FP8 else "v7b.prune"
 
 
+WITHOUT_FP8 = """\
+name: v7b.prune
+parent: toy
+steps:
+  - evaluate: {packs: [toy-toolcall, toy-arithmetic, toy-facts, toy-strings]}
+  - prune: {compression: 0.25, criterion: reap, mix: mixes/toy/broad.yaml}
+  - evaluate: {packs: [toy-toolcall, toy-arithmetic, toy-facts, toy-strings]}
+  - gate: {policy: policies/toy.yaml, baseline: toy}
+  - promote: {channel: best}
+"""
+
+
 @pytest.fixture(scope="module")
 def line(compose: Compose) -> Compose:
-    """The whole line, run once: made, judged against the toy as it is, promoted."""
+    """The whole line, run once by one command: made, judged against the toy as it is, promoted."""
     compose.empty_registry()
-    compose.run("prune")
-    compose.run("quantize")
+    compose.registry("init")
+    compose.registry("add", "toy", "stages/toy/checkpoint")
     if RUNS_FP8:
-        compose.run("eval")
+        compose.registry("run", "--containers", "recipes/toy/v7b.yaml")
     else:
-        refused = compose.run("eval", expect=2)
+        (compose.project / "recipes" / "toy" / "without-fp8.yaml").write_text(WITHOUT_FP8)
+        compose.registry("run", "--containers", "recipes/toy/without-fp8.yaml")
+        refused = compose.registry("run", "--containers", "recipes/toy/v7b.yaml", expect=2)
+        assert refused.stderr.count("made already") >= 9, "the toy's evidence, the candidate and its evidence"
         assert "AMX" in refused.stderr
-        compose.run("eval", "--candidate", JUDGED)
-    compose.run("eval", "--recipe", "recipes/toy/baseline.yaml")
-    compose.run("registry", "gate", JUDGED, "--policy", "policies/toy.yaml", "--baseline", "toy")
-    compose.run("registry", "promote", JUDGED, "--policy", "policies/toy.yaml")
     return compose
 
 

@@ -16,7 +16,7 @@ RECIPE = "recipes/toy/v7b.yaml"
 
 
 def _start(line: Line) -> subprocess.Popen[bytes]:
-    command = [str(line.project / ".venv" / "bin" / "registry"), "run", "recipes/toy/baseline.yaml", RECIPE]
+    command = [str(line.project / ".venv" / "bin" / "registry"), "run", "--local", RECIPE]
     return subprocess.Popen(
         command,
         cwd=line.project,
@@ -59,7 +59,7 @@ def test_a_line_cut_off_again_and_again_comes_to_the_same_end(
         while _processes_of(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert _processes_of(tmp_path) == []
-    line.run("run", "recipes/toy/baseline.yaml", RECIPE)
+    line.run("run", RECIPE)
     line.run("verify", "--all")
     for name in ("toy", "v7b.prune", "v7b"):
         assert line.digest(name) == told.digest(name)
@@ -74,7 +74,7 @@ def test_a_second_run_waits_for_the_first_and_finds_everything_made(told: Line, 
     recipe.write_text(
         "name: cut\nparent: toy\nsteps:\n  - prune: {compression: 0.25, mix: mixes/toy/broad.yaml}\n  - quantize: {}\n"
     )
-    command = [str(line.project / ".venv" / "bin" / "registry"), "run", str(recipe)]
+    command = [str(line.project / ".venv" / "bin" / "registry"), "run", "--local", str(recipe)]
     with subprocess.Popen(command, cwd=line.project, env=line.environment, stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr is not None
         first.stderr.readline()

@@ -182,7 +182,12 @@ def test_a_file_that_is_something_else_is_not_recited(tmp_path):
 @pytest.mark.parametrize(
     ("steps", "says"),
     [
-        ("[{quantize: {}}, {prune: {compression: 0.5, mix: a}}]", "quantised weights are not pruned"),
+        ("[{quantize: {}}, {prune: {compression: 0.5, mix: a}}]", "the order is prune, train, quantize"),
+        ("[{quantize: {}}, {train: {mix: a, reference: b}}]", "the order is prune, train, quantize"),
+        (
+            "[{train: {mix: a, reference: b}}, {prune: {compression: 0.5, mix: a}}]",
+            "the order is prune, train, quantize",
+        ),
         ("[{quantize: {}}, {quantize: {}}]", "stands twice"),
         ("[{prune: {compression: 0.5, mix: a}, quantize: {}}]", "a step is one of"),
         ("[{}]", "a step is one of"),
@@ -191,6 +196,32 @@ def test_a_file_that_is_something_else_is_not_recited(tmp_path):
 )
 def test_an_order_that_makes_no_sense_is_refused(tmp_path, steps, says):
     assert says in refused(tmp_path, f"name: v7b\nparent: toy\nsteps: {steps}\n")
+
+
+def test_training_stands_between_the_cut_and_the_bits(tmp_path):
+    train = "train: {mix: b, reference: c}"
+    steps = f"[{{prune: {{compression: 0.5, mix: a}}}}, {{{train}}}, {{evaluate: {{packs: [p]}}}}, {{quantize: {{}}}}]"
+    recipe = read(tmp_path, f"name: v8\nparent: toy\nsteps: {steps}\n")
+    assert [recipe.candidate_of(number) for number in range(4)] == ["v8.prune", "v8.train", "v8.train", "v8"]
+    settings = recipe.steps[1].settings
+    assert (settings.experts, settings.double_quantization, settings.lora.targets) == ("nf4", True, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("mix: b", "train.reference"),
+        ("mix: b, reference: c, lora: {targets: [experts]}", "lora.targets"),
+        ("mix: b, reference: c, lora: {targets: [router, router]}", "one stands twice"),
+        ("mix: b, reference: c, lora: {targets: []}", "lora.targets"),
+        ("mix: b, reference: c, experts: int8", "train.experts"),
+        ("mix: b, reference: c, learning_rate: 0", "train.learning_rate"),
+        ("mix: b, reference: c, max_steps: 0", "train.max_steps"),
+        ("mix: b, reference: c, limit_gap: -1", "train.limit_gap"),
+    ],
+)
+def test_settings_of_training_that_mean_nothing_are_refused(tmp_path, settings, says):
+    assert says in refused(tmp_path, f"name: v8\nparent: toy\nsteps: [{{train: {{{settings}}}}}]\n")
 
 
 def test_a_file_that_cannot_be_read_is_said_so(tmp_path):
@@ -209,8 +240,9 @@ def test_every_recipe_and_mix_that_we_ship_can_be_read(project):
     for path in recipes:
         recipe = read_recipe(path)
         for step in recipe.steps:
-            if step.prune:
-                mix = read_mix(project / step.prune.mix)
+            paths = [step.prune.mix] if step.prune else [step.train.mix, step.train.reference] if step.train else []
+            for each in paths:
+                mix = read_mix(project / each)
                 assert all((project / dataset.path).is_file() for dataset in mix.datasets if dataset.path is not None)
             if step.gate:
                 assert (project / step.gate.policy).is_file()

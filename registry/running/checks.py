@@ -1,0 +1,120 @@
+"""What can be known to be wrong before the first step starts is said before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
+from registry.output import INTERRUPTED
+from registry.recipes import Dataset, Recipe, read_mix
+from registry.running.plan import KINDS, Task
+
+if TYPE_CHECKING:
+    from registry.running import Line, Place
+    from registry.running.view import View
+    from registry.store import Store
+
+
+def networked(project: Path, path: Path, recipe: Recipe) -> frozenset[int]:
+    """The numbers of the steps whose mixes name datasets of the Hub.
+
+    Raises:
+        UsageError: a mix cannot be read, or a file that it names is not there.
+    """
+    found = set()
+    for number, step in enumerate(recipe.steps):
+        for setting in KINDS[step.kind].mixes if step.kind in KINDS else ():
+            try:
+                if any(dataset.hub is not None for dataset in _datasets(project, getattr(step.settings, setting))):
+                    found.add(number)
+            except SluiceError as error:
+                raise _placed(error, f"{path}, step {number + 1} ({step.kind})") from None
+    return frozenset(found)
+
+
+def files(store: Store, project: Path, lines: Sequence[Line]) -> None:
+    """That what recipes name is there: the parent, packs with the public sets that they ask, and policies.
+
+    Raises:
+        SluiceError: something is not; with recipe and step.
+    """
+    known = set(store.names())
+    for line in lines:
+        if line.recipe.parent not in known:
+            store.candidate(line.recipe.parent)  # says what there is, and how a candidate is added
+        for task in line.tasks:
+            known.add(task.candidate)
+            try:
+                _look(store, project, task)
+            except SluiceError as error:
+                raise _placed(error, task.where) from None
+
+
+def stages(store: Store, place: Place, lines: Sequence[Line], replace: bool, shown: View) -> None:
+    """What the stages can say before they begin: mixes are fetched, and read to the last row; disk and memory.
+
+    A step whose source is still to be made, that is made already, or that comes first, says so itself in its turn.
+
+    Raises:
+        SluiceError: a stage refuses; nothing has been made.
+    """
+    there = set(store.names())
+    every = [task for line in lines for task in line.tasks]
+    refused = []
+    for task in every:
+        waits = task.candidate not in there or replace
+        if task.source not in there or not waits or task.program is None or not task.program.mixes:
+            continue
+        if task.where == every[0].where:
+            continue
+        shown.begin(f"preflight of {task.title}")
+        said: list[str] = []
+        code = place.run(task, task.words(replace=replace, preflight=True), said.append)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            for text in said:
+                shown.line(text)
+            refused.append((task, code))
+    if refused:
+        kind = {IntegrityError.exit_code: IntegrityError, BusyError.exit_code: BusyError}
+        raise kind.get(refused[0][1], UsageError)(
+            "the preflight fails, so nothing has been begun",
+            where="; ".join(task.where for task, _ in refused),
+            remedy="the errors above say what to do",
+        )
+
+
+def _look(store: Store, project: Path, task: Task) -> None:
+    from registry import judging, packs
+
+    if task.kind == "evaluate":
+        for pack in task.settings.packs:
+            if (dataset := packs.read_file(project, pack).dataset) is not None:
+                packs.demand(store, pack, dataset, where=str(project / "packs" / f"{pack}.yaml"))
+    if task.kind == "gate":
+        judging.read_policy(project / task.settings.policy)
+
+
+def _datasets(project: Path, name: str) -> list[Dataset]:
+    """Of a mix; a file of rows stands for itself."""
+    if name.endswith((".jsonl", ".parquet")):
+        _demand_file(project, name, name)
+        return []
+    datasets = read_mix(project / name).datasets
+    for dataset in datasets:
+        if dataset.path is not None:
+            _demand_file(project, dataset.path, f"{name}: {dataset.path}")
+    return datasets
+
+
+def _demand_file(project: Path, path: str, where: str) -> None:
+    if not (project / path).is_file():
+        raise UsageError("there is no such dataset", where=where)
+
+
+def _placed(error: SluiceError, where: str) -> SluiceError:
+    error.where = f"{where}: {error.where}" if error.where else where
+    return error

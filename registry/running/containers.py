@@ -1,0 +1,303 @@
+"""Stages in containers: the services of compose.yaml, started by `docker compose run` and followed through the engine.
+
+Compose reads its own files (.env, overrides, anchors, profiles) and makes the container, so its settings are those of
+`docker compose run`, today and with the next compose.yaml. What happens to the container then (its lines, its exit
+code, its end) is the engine's to say.
+
+Each container carries a label with the registry's folder. So the next run finds and removes what an earlier one, that
+was killed, left; there is one run at a time in a registry. Services that a stage depends on, Compose starts; they are
+removed when no container that depends on them is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gates.errors import UsageError
+from registry import output
+from registry.running.lines import Lines
+from registry.running.local import ENDING, undisturbed
+from registry.running.plan import NETWORKED, Program, Task
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+LABEL = "sluice.run"
+"""On every container that this starts; its value is the registry's folder."""
+
+_SECONDS_TO_END = 15
+_ENGINE_ANSWERS = 60
+_LONGEST_STEP = 30 * 24 * 3600
+"""Seconds."""
+_PYTHON = "/opt/sluice/bin/python"
+_PROJECT, _SERVICE = "com.docker.compose.project", "com.docker.compose.service"
+
+
+@dataclass(frozen=True, slots=True)
+class Containers:
+    """Runs stages in containers of the project's services. `opened` makes one."""
+
+    root: Path
+    project: Path
+    engine: DockerClient
+    model: dict[str, Any]
+    """The project as Compose resolves it: `docker compose config`."""
+
+    name = "containers"
+
+    def check(self, task: Task) -> None:
+        """
+        Raises:
+            UsageError: compose.yaml has no service for the task, its image is not built, or its recipe lies where no
+                container sees it.
+        """
+        from docker.errors import ImageNotFound
+
+        service = _service(task)
+        if service not in self.model["services"]:
+            raise UsageError(f"compose.yaml has no service {service}", where=str(self.project / "compose.yaml"))
+        for each in (service, *self._needed(service)):
+            image = self._image(each)
+            try:
+                self.engine.images.get(image)
+            except ImageNotFound:
+                raise UsageError(
+                    f"the image of {each} is not built",
+                    where=image,
+                    remedy="make images; or --local, to run as processes of this machine",
+                ) from None
+        if task.path.is_absolute():
+            raise UsageError(
+                "a container sees only the project's folder, and the recipe lies outside",
+                where=str(task.path),
+                remedy="put it into recipes/; or --local, to run as processes of this machine",
+            )
+
+    def run(self, task: Task, words: Sequence[str], say: Callable[[str], None]) -> int:
+        """Runs the stage of `task` to its end, and gives its exit code.
+
+        Whatever leaves this call, the container is gone: on Ctrl-C it is stopped first.
+
+        Raises:
+            UsageError: Compose cannot start it, or somebody else has removed it.
+        """
+        service = _service(task)
+        name = f"{self.model['name']}-{service}-{secrets.token_hex(4)}"
+        lines = Lines(say)
+        try:
+            with _in_our_words():
+                _compose(self.project, self.root, *self._start(task, name, words))
+                container = self.engine.containers.get(name)
+                for data in container.logs(stream=True, follow=True):
+                    lines.feed(data)
+                lines.end()
+                return int(container.wait(timeout=_LONGEST_STEP)["StatusCode"])
+        except KeyboardInterrupt:
+            say(ENDING)
+            raise
+        finally:
+            self.remove()
+
+    def described(self, task: Task, words: Sequence[str]) -> dict[str, Any]:
+        """What `run` would start."""
+        service = self.model["services"][_service(task)]
+        mounts = [
+            f"{each.get('source', each['type'])}:{each['target']}{':ro' * bool(each.get('read_only'))}"
+            for each in service.get("volumes", [])
+        ]
+        return {
+            "command": ["docker", "compose", *self._start(task, None, words)],
+            "image": self._image(_service(task)),
+            "user": service.get("user"),
+            "network": service.get("network_mode") or ", ".join(service.get("networks") or {}),
+            "mounts": mounts,
+            "needs": self._needed(_service(task)),
+        }
+
+    def remove(self) -> int:
+        """Stops and removes what runs of this registry started, and services that were started for them; how many."""
+        with undisturbed(), _in_our_words():
+            found = self.engine.containers.list(all=True, filters={"label": f"{LABEL}={self.root}"})
+            for container in found:
+                _remove(container)
+            for service in {each for name in self.model["services"] for each in self._needed(name)}:
+                if not any(self._containers(user) for user in self._users(service)):
+                    for container in self._containers(service, ended=True):
+                        _remove(container)
+            return len(found)
+
+    def _start(self, task: Task, name: str | None, words: Sequence[str]) -> list[str]:
+        """The words after `docker compose`."""
+        command = ["run", "--detach", "--no-TTY", "--interactive=false"]
+        command += ["--name", name, "--label", f"{LABEL}={self.root}"] if name else []
+        if task.freezes:
+            command += ["--entrypoint", f"{_PYTHON} -P -m stages.{task.kind} --freeze"]
+        return [*command, _service(task), *words]
+
+    def _image(self, service: str) -> str:
+        return str(self.model["services"][service].get("image") or f"{self.model['name']}-{service}")
+
+    def _needed(self, service: str) -> list[str]:
+        """The services that must run before `service` does."""
+        found: list[str] = []
+        for each in self.model["services"].get(service, {}).get("depends_on", {}):
+            found += [each, *self._needed(each)]
+        return list(dict.fromkeys(found))
+
+    def _users(self, service: str) -> list[str]:
+        return [name for name in self.model["services"] if service in self._needed(name)]
+
+    def _containers(self, service: str, *, ended: bool = False) -> list[Container]:
+        labels = [f"{_PROJECT}={self.model['name']}", f"{_SERVICE}={service}"]
+        return list(self.engine.containers.list(all=ended, filters={"label": labels}))
+
+
+def opened(root: Path, project: Path) -> Containers:
+    """
+    Raises:
+        UsageError: there is no compose.yaml or no Docker Compose, no engine answers, or no container could write to the
+            registry as the person who runs this.
+    """
+    root, project = root.absolute(), project.absolute()
+    if not (project / "compose.yaml").is_file():
+        raise UsageError("there is no compose.yaml", where=str(project), remedy="start this in the project's folder")
+    if shutil.which("docker") is None:
+        raise UsageError("Docker is not installed", remedy="install Docker with its Compose plugin; or --local")
+    try:
+        import docker
+        from requests import RequestException
+    except ImportError:
+        raise UsageError("the Python package docker is not installed", remedy="make envs; or --local") from None
+    try:
+        engine = docker.from_env(timeout=_ENGINE_ANSWERS)
+        engine.ping()
+    except (docker.errors.DockerException, RequestException) as error:
+        raise UsageError(
+            f"no container engine answers: {_reason(error)}",
+            remedy="start Docker, or join the group that may use it (`docker info` says more); or --local",
+        ) from None
+    _refuse_owner(root)
+    model = json.loads(_compose(project, root, "--profile", "*", "config", "--format", "json"))
+    return Containers(root, project, engine, model)
+
+
+@contextmanager
+def cleared(containers: Containers) -> Iterator[Containers]:
+    """Without what an earlier run left behind, and afterwards without what this one started."""
+    left = containers.remove()
+    if left:
+        output.hint(f"removed {left} container{'s' * (left > 1)} that an earlier run left behind")
+    try:
+        yield containers
+    finally:
+        containers.remove()
+        containers.engine.close()
+
+
+def _service(task: Task) -> str:
+    program = task.program
+    assert isinstance(program, Program)
+    return NETWORKED if task.freezes else program.service
+
+
+def _refuse_owner(root: Path) -> None:
+    """Records are written by this process too, and containers run as the owner of the registry's folder."""
+    owner = root.stat().st_uid
+    if owner == 0:
+        raise UsageError(
+            "the registry's folder belongs to root, as which no container runs",
+            where=str(root),
+            remedy="give it to a user, and work as that user; or --local",
+        )
+    if owner != os.geteuid():
+        raise UsageError(
+            f"the registry belongs to user {owner}, and this runs as user {os.geteuid()}",
+            where=str(root),
+            remedy="run this as its owner, who needs the right to use Docker; or --local",
+        )
+
+
+def _compose(project: Path, root: Path, *words: str) -> str:
+    """What `docker compose` writes to stdout. However this is left, the command has ended.
+
+    Raises:
+        UsageError: it fails; with its last lines.
+    """
+    command = ["docker", "compose", *words]
+    # the registry that is worked in is the one to mount; everything else is as compose.yaml and .env say
+    environment = os.environ | {"SLUICE_MODELS": str(root)}
+    with subprocess.Popen(
+        command,
+        cwd=project,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as compose:
+        try:
+            out, said = compose.communicate()
+        except BaseException:
+            with undisturbed():
+                os.killpg(compose.pid, signal.SIGTERM)
+                compose.communicate()
+            raise
+    if compose.returncode:
+        last = "; ".join(said.strip().splitlines()[-3:]) or f"it ends with {compose.returncode}"
+        remedy = (
+            "see `docker compose config`; without the plugin: install Docker Compose (docs.docker.com/compose/install)"
+        )
+        raise UsageError(f"Docker Compose refuses: {last}", where=str(project / "compose.yaml"), remedy=remedy)
+    return out
+
+
+def _remove(container: Container) -> None:
+    """Whatever state it is in; SIGTERM first, so that the stage ends its server and says so."""
+    from docker.errors import APIError, NotFound
+
+    try:
+        container.stop(timeout=_SECONDS_TO_END)
+        container.remove(force=True)
+    except NotFound:
+        return
+    except APIError as error:
+        if error.status_code != 409:  # it is being removed already
+            raise
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """
+    Raises:
+        UsageError: instead of what the engine's client raises.
+    """
+    from docker.errors import DockerException, NotFound
+    from requests import RequestException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except NotFound:
+        raise UsageError(
+            "the container was removed while it ran", remedy="run this again: it goes on where it was"
+        ) from None
+    except (DockerException, RequestException, HTTPError) as error:
+        raise UsageError(
+            f"the container engine fails: {_reason(error)}", remedy="see `docker info`; then run this again"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

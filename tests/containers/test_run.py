@@ -1,0 +1,234 @@
+"""`registry run` in containers: the services of compose.yaml as Compose starts them, and none left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.containers.conftest import UID, Compose
+
+pytestmark = pytest.mark.needs("containers")
+
+CUT = """\
+name: {name}
+parent: toy
+steps:
+  - prune: {{compression: {compression}, mix: mixes/toy/broad.yaml}}
+  - quantize: {{format: fp8-block}}
+"""
+JUDGED = """\
+name: {name}
+parent: toy
+steps:
+  - evaluate: {{packs: [toy-facts]}}
+"""
+
+ALIKE = ("User", "WorkingDir", "Entrypoint", "Cmd", "Env", "Image", "Volumes", "StopSignal", "Tty")
+
+
+@pytest.fixture
+def place(compose: Compose) -> Iterator[Compose]:
+    """The project with nothing but the toy in its registry."""
+    kept = compose.models.with_name("kept")
+    shutil.move(compose.models, kept)
+    try:
+        compose.empty_registry()
+        compose.registry("init")
+        compose.registry("add", "toy", "stages/toy/checkpoint")
+        yield compose
+    finally:
+        compose.own(compose.project, os.getuid())
+        shutil.rmtree(compose.models)
+        shutil.move(kept, compose.models)
+        compose.own(compose.project, UID)
+
+
+def _recipe(compose: Compose, text: str, **values: str) -> str:
+    path = compose.project / "recipes" / f"{values['name']}.yaml"
+    path.write_text(text.format(**values))
+    return f"recipes/{path.name}"
+
+
+def _digest(models: Path, name: str) -> str:
+    return (models / "candidates" / name / "manifest").readlink().stem
+
+
+def _inspect(*names: str) -> list[dict[str, Any]]:
+    done = subprocess.run(["docker", "inspect", *names], capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout))
+
+
+def _until(found: Callable[[], Any], seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        time.sleep(0.1)
+    return pytest.fail(f"waited {seconds} s in vain")
+
+
+def test_a_recipe_runs_in_containers_as_in_processes_and_leaves_none(place: Compose, project: Path) -> None:
+    recipe = _recipe(place, CUT, name="cut", compression="0.25")
+    done = place.registry("run", recipe, "--json")
+    assert [(each["candidate"], each["code"]) for each in json.loads(done.stdout)] == [("cut", 0)]
+    assert place.containers() == []
+    owners = {os.lstat(path).st_uid for path in (place.models, *place.models.rglob("*"))}
+    assert owners == {UID}
+    here = place.project.parent / "here"
+    local = [project / ".venv" / "bin" / "registry"]
+    for words in (["init"], ["add", "toy", "stages/toy/checkpoint"], ["run", "--local", place.project / recipe]):
+        subprocess.run([*local, *words, "--root", here], cwd=project, check=True, capture_output=True)
+    assert [_digest(here, name) for name in ("cut.prune", "cut")] == [
+        _digest(place.models, name) for name in ("cut.prune", "cut")
+    ]
+    shutil.rmtree(here)
+    again = place.registry("run", recipe, "--containers")
+    assert again.stderr.count("made already") == 2
+
+
+def test_a_service_is_what_docker_compose_run_makes_of_it(place: Compose) -> None:
+    recipes = [
+        _recipe(place, CUT, name="alike", compression="0.5"),
+        _recipe(place, JUDGED, name="asked"),
+    ]
+    ours: dict[str, dict[str, Any]] = {}
+    with _started(place, *recipes) as running:
+        while running.poll() is None and len(ours) < 4:
+            for name in place.containers():
+                with_name = _inspected(name)
+                if with_name and with_name["State"]["Running"]:
+                    ours.setdefault(with_name["Config"]["Labels"]["com.docker.compose.service"], with_name)
+            time.sleep(0.05)
+    assert {"prune", "quantize", "eval"} <= set(ours)
+    for service in ("prune", "quantize", "eval"):
+        name = f"{place.name}-by-hand"
+        words = ours[service]["Config"]["Cmd"]
+        place("run", "--detach", "--no-TTY", "--name", name, service, *words)
+        try:
+            (theirs,) = _inspect(name)
+        finally:
+            subprocess.run(["docker", "rm", "--force", name], check=True, capture_output=True)
+            place("rm", "--force", "--stop")
+        assert _settings(ours[service]) == _settings(theirs), service
+    assert place.containers() == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_ends_it_waits_seconds_and_finds_nothing_left(place: Compose, how: signal.Signals) -> None:
+    recipe = _recipe(place, JUDGED, name="ended")
+    running = place.started("run", recipe)
+    _until(lambda: "starting" in _lines(place))
+    begun = time.monotonic()
+    os.kill(running.pid, how)
+    _, said = running.communicate(timeout=60)
+    assert time.monotonic() - begun < 25
+    assert running.returncode == 130
+    assert "interrupted: what was finished is kept" in said
+    assert "Traceback" not in said
+    assert place.containers() == []
+
+
+def test_what_a_killed_run_leaves_is_removed_by_the_next(place: Compose) -> None:
+    """The stage's container, and the service that was started for it."""
+    running = place.started("run", _recipe(place, JUDGED, name="killed"))
+    _until(lambda: len(place.containers()) > 1)
+    running.kill()
+    running.communicate()
+    done = place.registry("run", _recipe(place, CUT, name="next", compression="0.5"))
+    assert "removed 1 container that an earlier run left behind" in done.stderr
+    assert place.containers() == []
+    place.registry("verify", "next")
+
+
+def test_a_step_that_fails_ends_its_recipe_alone_and_leaves_no_container(place: Compose) -> None:
+    impossible = _recipe(place, CUT, name="impossible", compression="0.95")
+    (place.project / "recipes" / "later.yaml").write_text("name: later\nparent: toy\nsteps: [{quantize: {}}]\n")
+    done = place.registry("run", impossible, "recipes/later.yaml", expect=2)
+    assert "routed to 2" in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["recipe", "impossible", "later"]
+    assert done.stdout.splitlines()[2].split()[-1] == "done"
+    assert place.containers() == []
+
+
+def test_the_plan_names_image_user_mounts_and_command_and_starts_nothing(place: Compose) -> None:
+    recipe = _recipe(place, CUT, name="planned", compression="0.5")
+    before = sorted(place.models.rglob("*"))
+    prune, quantize = json.loads(place.registry("run", recipe, "--dry-run", "--json").stdout)
+    assert (prune["image"], prune["user"], prune["network"]) == (f"{place.name}-prune", f"{UID}:{UID}", "none")
+    assert prune["mounts"] == [f"{place.models}:/models", f"{place.project}:/work:ro"]
+    assert quantize["command"][-5:] == ["quantize", "--recipe", recipe, "--step", "2"]
+    assert sorted(place.models.rglob("*")) == before
+    assert place.containers() == []
+
+
+def test_it_is_told_what_is_missing_and_what_to_do(place: Compose) -> None:
+    outside = place.project.parent / "outside.yaml"
+    outside.write_text(CUT.format(name="outside", compression="0.5"))
+    assert "put it into recipes/" in place.registry("run", str(outside), "--containers", expect=2).stderr
+    recipe = _recipe(place, CUT, name="unbuilt", compression="0.5")
+    others = Compose(place.project, place.environment | {"COMPOSE_PROJECT_NAME": "sluice-unbuilt"})
+    assert "make images" in others.registry("run", recipe, "--containers", expect=2).stderr
+    place.own(place.models, 4321)
+    try:
+        told = place.registry("run", recipe, "--containers", expect=2).stderr
+    finally:
+        place.own(place.models, UID)
+    assert "belongs to user 4321" in told
+
+
+def test_in_a_container_it_says_to_start_it_outside(place: Compose) -> None:
+    refused = place.run("registry", "run", "recipes/toy/v7b.yaml", expect=2)
+    assert "start `registry run` outside of containers" in refused.stderr
+
+
+@contextmanager
+def _started(place: Compose, *recipes: str) -> Iterator[subprocess.Popen[str]]:
+    """A run that is ended, if it has not come to its end, when the block is."""
+    running = place.started("run", *recipes)
+    try:
+        yield running
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=60)
+
+
+def _inspected(name: str) -> dict[str, Any] | None:
+    try:
+        return _inspect(name)[0]
+    except subprocess.CalledProcessError:  # gone
+        return None
+
+
+def _lines(place: Compose) -> str:
+    said = ""
+    for name in place.containers():
+        done = subprocess.run(["docker", "logs", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        said += done.stdout
+    return said
+
+
+def _settings(container: dict[str, Any]) -> dict[str, Any]:
+    """Everything that says what a container may do and what it sees; what is said of it to people (SLUICE_MODELS, here
+    a whole path) is not of that kind."""
+    config = {key: container["Config"].get(key) for key in ALIKE}
+    config["Env"] = sorted(each for each in config["Env"] if not each.startswith("SLUICE_MODELS="))
+    mounts = sorted(container["Mounts"], key=lambda mount: mount["Destination"])
+    host = container["HostConfig"]
+    host |= {"Mounts": sorted(host["Mounts"], key=lambda mount: mount["Target"])}  # Compose gives them in any order
+    labels = {
+        key: value
+        for key, value in container["Config"]["Labels"].items()
+        if key.startswith("com.docker.compose.") and not key.endswith(("slug", "config-hash"))
+    }
+    networks = sorted(container["NetworkSettings"]["Networks"])
+    return {**config, "host": host, "mounts": mounts, "networks": networks, "labels": labels}

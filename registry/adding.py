@@ -1,7 +1,7 @@
 """Taking a checkpoint in: examined before a byte is copied, durable before it gets a name, continued after a kill.
 
 From a folder it is copied, or moved into the registry (`move`); the folder is only read until the candidate is there.
-From the Hub it comes by `registry.hub`.
+From the Hub it comes by `registry.hub`. A model that comes with its records (`registry.pushing`) keeps its manifest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from registry.checkpoint import inspect
 from registry.layout import checked_name
 from registry.manifests import File, Inputs, files_digest
 from registry.parallel import each_file
+from registry.pushing import receiving, records
 from registry.taking import Work
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ def _check_name(store: Store, name: str, *, replace: bool) -> None:
 
 def _from_folder(store: Store, name: str, given: sources.Folder, *, move: bool, replace: bool) -> Candidate:
     _check_place(store, given, move=move)
+    if given.records:
+        candidate, taken = receiving.from_folder(store, name, given, move=move, replace=replace)
+        if move:
+            _remove(store, given, candidate.manifest.files, {file: each.state for file, each in taken.items()})
+        return candidate
     inspect(given.root, given.files)
     before = {file: taking.state_of(path) for file, path in given.files.items()}
     found = _found(store, name, given, replace=replace)
@@ -85,6 +91,8 @@ def _from_folder(store: Store, name: str, given: sources.Folder, *, move: bool, 
 
 def _from_hub(store: Store, name: str, address: hub.Address, *, replace: bool) -> Candidate:
     remote = hub.resolve(address)
+    if records.FILE in remote.there:
+        return receiving.from_hub(store, name, remote, replace=replace)
     there = _added(store, name, where=str(address), replace=replace)
     if there is not None and not remote.can_be(there.manifest.files):
         if not replace:

@@ -43,6 +43,7 @@ def commit(
     attachments: Path | None = None,
     replace: bool = False,
     known: dict[str, File] | None = None,
+    stated: Manifest | None = None,
 ) -> Candidate:
     """Makes the files below `model` the candidate `name`.
 
@@ -53,10 +54,11 @@ def commit(
         attachments: a folder of files to keep beside the model; no part of its identity.
         replace: whether a candidate of this name that was made from other inputs gives way.
         known: the digests and sizes of all files below `model`, if they were just taken.
+        stated: the manifest of a candidate that was made elsewhere; it keeps it.
 
     Raises:
         UsageError: the name is taken by something else (`Store.made`), or a file's name cannot be kept.
-        IntegrityError: `model` is not a whole checkpoint, or what it was made from is missing.
+        IntegrityError: `model` is no whole checkpoint or not what is stated, or what it was made from is missing.
         BusyError: another process works on the name, or where `model` lies.
     """
     found = store.made(checked_name(name), inputs, replace=replace)
@@ -68,7 +70,9 @@ def commit(
     shape = inspect(model)
     files = _take(store, name, model, known)
     extras = _take(store, name, attachments, None) if attachments and attachments.is_dir() else {}
-    manifest = Manifest(format=FORMAT, inputs=inputs, shape=shape, files=files)
+    manifest = stated or Manifest(format=FORMAT, inputs=inputs, shape=shape, files=files)
+    if (manifest.shape, manifest.files) != (shape, files):
+        raise IntegrityError("the model is not the one that its manifest states", where=str(model))
     sources = {file.digest: model / each for each, file in files.items()}
     if attachments:
         sources |= {file.digest: attachments / each for each, file in extras.items()}

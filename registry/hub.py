@@ -9,9 +9,9 @@ that huggingface_hub finds (HF_TOKEN, `hf auth login`); it is never shown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,34 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A model at one commit: the bytes of each of its files, and the SHA-256 of those that the Hub states one for."""
+    """A model at one commit: the bytes of each of its files, and the SHA-256 of those that the Hub states one for.
+
+    `there` is the same of every file of the repository, the model's or not.
+    """
 
     address: Address
     commit: str
     sizes: dict[str, int]
     digests: dict[str, str]
+    there: dict[str, tuple[int, str | None]]
 
     @property
     def origin(self) -> dict[str, str]:
         """What a candidate's settings say about where it came from."""
         return {"source": f"{SCHEME}{self.address.repository}", "revision": self.commit}
+
+    def only(self, names: Iterable[str]) -> Remote:
+        """The same commit, with exactly the files of these names as the model.
+
+        Raises:
+            IntegrityError: one is not there.
+        """
+        names = sorted(names)
+        if missing := [name for name in names if name not in self.there]:
+            where = f"{self.address}, {missing[0]}"
+            raise IntegrityError("the model's records name a file that is missing", where=where)
+        digests = {name: digest for name in names if (digest := self.there[name][1])}
+        return replace(self, sizes={name: self.there[name][0] for name in names}, digests=digests)
 
     def known(self, files: Mapping[str, File]) -> dict[str, File]:
         """What is known of the model's files; of one whose digest the Hub does not state, it is taken from `files`."""
@@ -87,7 +104,7 @@ def resolve(address: Address) -> Remote:
     Raises:
         UsageError: there is no such repository or revision, it is gated, it holds no model, or the Hub does not answer.
     """
-    with _asked(address):
+    with asked(address):
         from huggingface_hub import HfApi
 
         info = HfApi().model_info(address.repository, revision=address.revision, files_metadata=True)
@@ -99,7 +116,8 @@ def resolve(address: Address) -> Remote:
         output.hint(f"left on the Hub, for they are no part of a model: {', '.join(sorted(left))}")
     sizes = {name: each.size or 0 for name, each in taken.items()}
     digests = {name: each.lfs.sha256 for name, each in taken.items() if each.lfs}
-    return Remote(address, str(info.sha), sizes, digests)
+    there = {name: (each.size or 0, each.lfs.sha256 if each.lfs else None) for name, each in files.items()}
+    return Remote(address, str(info.sha), sizes, digests, there)
 
 
 def fetch(remote: Remote, work: taking.Work, what: str) -> dict[str, File]:
@@ -111,13 +129,10 @@ def fetch(remote: Remote, work: taking.Work, what: str) -> dict[str, File]:
         UsageError: as `resolve`; or the disk has no room (no shard is fetched then).
         IntegrityError: it is not a whole checkpoint (no shard is fetched then), or a file is not what the Hub says.
     """
-    fs.make_folders(work.model)
-    fs.remove_tree(work.folder / "fetched")
-    done = {name: file for name in remote.sizes if (file := work.done(name, _source(remote, name)))}
-    missing = {name: size for name, size in remote.sizes.items() if name not in done}
+    done, missing = _begun(remote, work)
     shards = {name: size for name, size in missing.items() if name.endswith(".safetensors")}
     _check_room(remote, work, missing)
-    with _asked(remote.address):
+    with asked(remote.address):
         small = {name: size for name, size in missing.items() if name not in shards}
         fetched = each_file(
             f"{what}: look",
@@ -137,6 +152,25 @@ def fetch(remote: Remote, work: taking.Work, what: str) -> dict[str, File]:
         )
     files = done | fetched
     return {name: files[name] for name in remote.sizes}
+
+
+def fetch_files(remote: Remote, work: taking.Work, what: str) -> dict[str, File]:
+    """As `fetch`, for files that are no model."""
+    done, missing = _begun(remote, work)
+    _check_room(remote, work, missing)
+    with asked(remote.address):
+        fetched = each_file(
+            what, missing, lambda name, advance: _fetched(remote, work, name, advance), workers=DOWNLOADS, finish=True
+        )
+    return done | fetched
+
+
+def _begun(remote: Remote, work: taking.Work) -> tuple[dict[str, File], dict[str, int]]:
+    """What an earlier attempt fetched, and the bytes of what is missing."""
+    fs.make_folders(work.model)
+    fs.remove_tree(work.folder / "fetched")
+    done = {name: file for name in remote.sizes if (file := work.done(name, _source(remote, name)))}
+    return done, {name: size for name, size in remote.sizes.items() if name not in done}
 
 
 def _check_room(remote: Remote, work: taking.Work, missing: Mapping[str, int]) -> None:
@@ -236,19 +270,23 @@ def _download(remote: Remote, work: taking.Work, name: str, advance: bulk.Advanc
 
 def _header(remote: Remote, name: str) -> bytes:
     """The beginning of a shard, as long as its header."""
-    begin = _ranged(remote, name, min(_FIRST, remote.sizes[name]))
+
+    def first(count: int) -> bytes:
+        return beginning(remote.address.repository, remote.commit, name, count)
+
+    begin = first(min(_FIRST, remote.sizes[name]))
     length = 8 + int.from_bytes(begin[:8], "little")
     if len(begin) < length <= min(8 + LARGEST_HEADER, remote.sizes[name]):
-        begin = _ranged(remote, name, length)
+        begin = first(length)
     return begin[:length]
 
 
-def _ranged(remote: Remote, name: str, count: int) -> bytes:
+def beginning(repository: str, commit: str, name: str, count: int) -> bytes:
     """The first `count` bytes of a file; a server that knows no ranges is not listened to for longer."""
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-    url = hf_hub_url(remote.address.repository, name, revision=remote.commit)
+    url = hf_hub_url(repository, name, revision=commit)
     headers = {**build_hf_headers(), "Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
     found = b""
     with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
@@ -265,7 +303,7 @@ def _visible(name: str) -> bool:
 
 
 @contextmanager
-def _asked(address: Address) -> Iterator[None]:
+def asked(address: Address) -> Iterator[None]:
     """Errors of the Hub and of its client, as ours."""
     try:
         import huggingface_hub.errors as hub

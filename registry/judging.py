@@ -48,7 +48,7 @@ def judge(store: Store, name: str, *, policy: Policy, baseline: str | None, read
         store, policy, candidate.digest, against.digest if against else None, {} if read is None else read
     )
     store.put(policy.to_bytes())
-    _log(store, candidate.name, verdict, store.add_verdict(verdict))
+    log(store, candidate.name, verdict, store.add_verdict(verdict))
     return verdict
 
 
@@ -68,7 +68,7 @@ def fresh(store: Store, candidate: Candidate, policy_digest: str) -> Verdict | N
 
 
 def _holds(store: Store, verdict: Verdict) -> bool:
-    return _same(verdict, _judged(store, stored_policy(store, verdict.policy), verdict.candidate, verdict.baseline))
+    return same(verdict, _judged(store, stored_policy(store, verdict.policy), verdict.candidate, verdict.baseline))
 
 
 def read_policy(path: Path) -> Policy:
@@ -156,7 +156,7 @@ def checked(store: Store, digest: str, each: Evidence, read: Read) -> Checked:
     return read[digest]
 
 
-def _log(store: Store, name: str, verdict: Verdict, digest: str) -> None:
+def log(store: Store, name: str, verdict: Verdict, digest: str) -> None:
     """Makes this the newest verdict that the log names of its candidate and policy. (A verdict holds no time.)"""
 
     def following(newest: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -167,7 +167,7 @@ def _log(store: Store, name: str, verdict: Verdict, digest: str) -> None:
     store.log.follow("verdict", {"manifest": verdict.candidate, "policy": verdict.policy}, following)
 
 
-def _same(one: Verdict, two: Verdict) -> bool:
+def same(one: Verdict, two: Verdict) -> bool:
     """Equal in all but wording."""
 
     def plain(verdict: Verdict) -> bytes:

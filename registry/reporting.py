@@ -49,8 +49,8 @@ def subject(store: Store, verdict: Verdict, *, card: int | None = None) -> Subje
     found: dict[str, object] = {
         "candidate": mine.name if mine else None,
         "baseline": other.name if other else None,
-        "lineage": _lineage(store, verdict.candidate, named),
-        "baseline_lineage": _lineage(store, verdict.baseline, named) if verdict.baseline else (),
+        "lineage": ancestors(store, verdict.candidate, named),
+        "baseline_lineage": ancestors(store, verdict.baseline, named) if verdict.baseline else (),
         "promoted": tuple(channel for channel, name in channels.shown(store).items() if mine and name == mine.name),
         "stale": not holding.rests_on_all(store.layout, verdict),
     }
@@ -179,7 +179,13 @@ def _named(store: Store) -> dict[str, Candidate]:
     return found
 
 
-def _lineage(store: Store, digest: str, named: dict[str, Candidate]) -> tuple[Ancestor, ...]:
+def ancestors(store: Store, digest: str, named: dict[str, Candidate] | None = None) -> tuple[Ancestor, ...]:
+    """A candidate and what it was made from, for people, the newest first; nothing where one of them is damaged.
+
+    Args:
+        named: the candidates by digest, where they are known already.
+    """
+    named = _named(store) if named is None else named
     try:
         chain = tuple(lineage.ancestry(store, digest))
     except SluiceError:

@@ -44,6 +44,12 @@ def retract(store: Store, evidence: str, reason: str) -> Retraction:
     wanted = Retraction(
         format=FORMAT, candidate=manifest, evidence=digest, reason=reason.strip(), by=signature()["user"]
     )
+    return record(store, wanted)
+
+
+def record(store: Store, wanted: Retraction) -> Retraction:
+    """Keeps a retraction and logs it. Where the evidence is retracted already, the reason given first stays."""
+    manifest, digest = wanted.candidate, wanted.evidence
     fs.renew(store.layout.manifest(manifest))  # gc spares what was renewed a moment ago
     folder = store.layout.retractions(manifest)
     fs.make_folders(folder)

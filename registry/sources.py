@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gates.errors import IntegrityError, UsageError
@@ -16,6 +16,9 @@ from registry.contents import forbidden
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
 """What a model's files are called. Whatever else lies in the source stays there."""
 
+RECORDS = ".sluice"
+"""The folder of the records that may travel with a model (`registry.pushing.records`)."""
+
 _CACHED_REPOSITORY = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -24,12 +27,14 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 @dataclass(frozen=True, slots=True)
 class Folder:
     """The model's files in a folder, by name; a path may be a link to the file. `origin` is what a candidate's settings
-    say about where they came from; `stated` are digests that the origin gave them."""
+    say about where they came from; `stated` are digests that the origin gave them; `records` are the files that
+    travel with the model, if there are any."""
 
     root: Path
     files: dict[str, Path]
     origin: dict[str, str] = field(default_factory=dict)
     stated: dict[str, str] = field(default_factory=dict)
+    records: dict[str, Path] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -52,9 +57,7 @@ def folder(source: Path) -> Folder:
     cache = _cache_of(root)
     taken, left, stated = {}, [], {}
     for path in _entries(root):
-        name = path.relative_to(root).as_posix()
-        actual = _followed(path, root, cache)
-        _refuse(path, actual)
+        name = _checked(path, root, cache)
         if path.suffix not in KINDS:
             left.append(name)
             continue
@@ -64,7 +67,25 @@ def folder(source: Path) -> Folder:
     check_names(taken, where=str(source))
     if left:
         output.hint(f"left where they are, for they are no part of a model: {', '.join(left)}")
-    return Folder(root, dict(sorted(taken.items())), _origin(root) if cache else {}, stated)
+    records = {_checked(path, root, cache): path for path in _entries(root / RECORDS)}
+    return Folder(root, dict(sorted(taken.items())), _origin(root) if cache else {}, stated, records)
+
+
+def named(given: Folder, names: Iterable[str]) -> Folder:
+    """The same folder, with exactly the files of these names as the model.
+
+    Raises:
+        IntegrityError: one is not there, or is none that may be taken.
+    """
+    names = list(names)
+    commits.refuse_unsafe(names, where=given.root)
+    cache = _cache_of(given.root)
+    for name in names:
+        if not (given.root / name).is_file():
+            raise IntegrityError("the model's records name this file, and it is missing", where=str(given.root / name))
+        _checked(given.root / name, given.root, cache)
+    files = {name: given.root / name for name in names}
+    return replace(given, files=files, stated={name: each for name, each in given.stated.items() if name in files})
 
 
 def check_names(names: Iterable[str], *, where: str) -> None:
@@ -80,6 +101,12 @@ def check_names(names: Iterable[str], *, where: str) -> None:
             where=where,
             remedy="give the folder that holds it",
         )
+
+
+def _checked(path: Path, root: Path, cache: Path | None) -> str:
+    """The name of an entry below `root`, once it is known that it may be taken."""
+    _refuse(path, _followed(path, root, cache))
+    return path.relative_to(root).as_posix()
 
 
 def _entries(root: Path) -> Iterable[Path]:

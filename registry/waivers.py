@@ -45,14 +45,19 @@ def waive(
         by=by or signature()["user"],
         expires=until,
     )
-    fs.renew(store.layout.manifest(candidate.digest))  # gc spares what was renewed a moment ago
-    folder = store.layout.waivers(candidate.digest)
+    record(store, waiver)
+    return waiver
+
+
+def record(store: Store, waiver: Waiver) -> None:
+    """Keeps a waiver and logs it; one that is there already changes nothing."""
+    fs.renew(store.layout.manifest(waiver.candidate))  # gc spares what was renewed a moment ago
+    folder = store.layout.waivers(waiver.candidate)
     fs.make_folders(folder)
     fs.write_content(folder / f"{waiver.identity()}.json", waiver.to_bytes())
-    about = waiver.model_dump(mode="json", exclude={"format", "candidate", "by"}) | {"manifest": candidate.digest}
+    about = waiver.model_dump(mode="json", exclude={"format", "candidate", "by"}) | {"manifest": waiver.candidate}
     key = {"waiver": waiver.identity()}
     store.log.follow("waiver", key, lambda newest: None if newest else about | {"waived_by": waiver.by})
-    return waiver
 
 
 def of(store: Store, manifest: str) -> list[Waiver]:

@@ -32,7 +32,7 @@ def markdown(report: Report) -> bytes:
     """
     verdict, subject = report.verdict, report.subject
     lines = [
-        f"## {_inert(subject.candidate or verdict.candidate[:12])}: {_inert(verdict.verdict)}",
+        f"## {inert(subject.candidate or verdict.candidate[:12])}: {inert(verdict.verdict)}",
         "",
         *_deciding(report),
         *_rules(verdict),
@@ -50,15 +50,15 @@ def _deciding(report: Report) -> Iterator[str]:
     if report.subject.stale:
         yield from ("**Stale:** the evidence has changed since. Judge again.", "")
     if report.decided_by is not None:
-        yield from (f"**Decided by:** {_inert(report.decided_by.detail)}", "")
+        yield from (f"**Decided by:** {inert(report.decided_by.detail)}", "")
     elif (nearest := words.closest(report.verdict)) is not None:
-        yield from (f"**The closest call:** {_inert(nearest.detail)}", "")
+        yield from (f"**The closest call:** {inert(nearest.detail)}", "")
 
 
 def _rules(verdict: Verdict) -> Iterator[str]:
     rows = [
-        f"| {_inert(gate.gate)} | {_inert(rule.rule)} | {_MARKS[_status(gate.status, rule.status)]} "
-        f"| {_inert(rule.detail)} |"
+        f"| {inert(gate.gate)} | {inert(rule.rule)} | {_MARKS[_status(gate.status, rule.status)]} "
+        f"| {inert(rule.detail)} |"
         for gate in verdict.gates
         for rule in gate.rules
     ]
@@ -73,7 +73,7 @@ def _status(gate: Status, rule: Status) -> Status:
 def _reasons(verdict: Verdict) -> Iterator[str]:
     if verdict.reasons:
         yield from ("**Why it is invalid:**" if verdict.verdict == "Invalid" else "**To know:**", "")
-        yield from _few([f"- {_inert(reason)}" for reason in verdict.reasons])
+        yield from _few([f"- {inert(reason)}" for reason in verdict.reasons])
         yield ""
 
 
@@ -81,13 +81,11 @@ def _packs(packs: Sequence[PackResult]) -> Iterator[str]:
     head = ("Pack", "Score", "Baseline", "Difference", "90 % interval", f"Items {words.TIMES} runs", "Detectable")
     rows = []
     for pack in packs:
-        rows.append(_pack_row(_inert(pack.pack), pack.whole))
+        rows.append(_pack_row(inert(pack.pack), pack.whole))
         if len(pack.categories) > 1:
-            rows += [_pack_row(f"{words.NOTHING} {_inert(part.category or '')}", part) for part in pack.categories]
+            rows += [_pack_row(f"{words.NOTHING} {inert(part.category or '')}", part) for part in pack.categories]
     yield from _table(head, rows)
-    notes = [
-        f"- {_inert(pack.pack)} is not compared: {_inert(pack.not_compared)}" for pack in packs if pack.not_compared
-    ]
+    notes = [f"- {inert(pack.pack)} is not compared: {inert(pack.not_compared)}" for pack in packs if pack.not_compared]
     if notes:
         yield from (*notes, "")
 
@@ -117,10 +115,10 @@ def _flips(report: Report) -> Iterator[str]:
         yield from (f"{report.flips_left_out} more items changed.", "")
     flaky = [(pack.pack, item) for pack in report.packs for item in pack.flaky]
     if flaky:
-        names = ", ".join(f"{_inert(pack)} / {_inert(item)}" for pack, item in flaky[:_MOST_ITEMS])
+        names = ", ".join(f"{inert(pack)} / {inert(item)}" for pack, item in flaky[:_MOST_ITEMS])
         yield from (f"**{len(flaky)} flaky:** {names}{_and_more(flaky)}", "")
     failures = [
-        f"{_inert(pack.pack)} {kind.replace('_', ' ')} {times}"
+        f"{inert(pack.pack)} {kind.replace('_', ' ')} {times}"
         for pack in report.packs
         for kind, times in pack.outcomes.items()
         if kind != "scored"
@@ -135,12 +133,12 @@ def _and_more(items: Sequence[object]) -> str:
 
 
 def _flip(flip: Flip) -> str:
-    return f"{_inert(flip.pack)} / {_inert(flip.item)} ({words.share(flip.baseline)} → {words.share(flip.candidate)})"
+    return f"{inert(flip.pack)} / {inert(flip.item)} ({words.share(flip.baseline)} → {words.share(flip.candidate)})"
 
 
 def _conditions(report: Report) -> Iterator[str]:
     rows = [
-        f"| {_inert(each.pack)} | {_inert(each.field)} | {_inert(each.candidate)} | {_inert(each.baseline)} |"
+        f"| {inert(each.pack)} | {inert(each.field)} | {inert(each.candidate)} | {inert(each.baseline)} |"
         for each in report.conditions
         if each.baseline is not None and not each.agrees
     ]
@@ -151,24 +149,24 @@ def _conditions(report: Report) -> Iterator[str]:
 
 def _origin(subject: Subject) -> Iterator[str]:
     if subject.conclusion:
-        yield from (f"**Against its baseline:** {_inert(subject.conclusion)}", "")
+        yield from (f"**Against its baseline:** {inert(subject.conclusion)}", "")
     if subject.differences:
-        yield from _few([f"- {_inert(each)}" for each in subject.differences])
+        yield from _few([f"- {inert(each)}" for each in subject.differences])
         yield ""
     facts = []
     if subject.size is not None:
         against = "" if subject.baseline_size is None else f" (baseline {units.size(subject.baseline_size)})"
         facts.append(f"{units.size(subject.size)}{against}")
-    facts += [_inert(each) for each in (subject.fit, *subject.cost) if each]
+    facts += [inert(each) for each in (subject.fit, *subject.cost) if each]
     if facts:
         yield from (f"**Size and cost:** {'; '.join(facts)}", "")
 
 
 def _rests_on(report: Report) -> str:
     verdict = report.verdict
-    against = "none" if verdict.baseline is None else _inert(report.subject.baseline or verdict.baseline[:12])
+    against = "none" if verdict.baseline is None else inert(report.subject.baseline or verdict.baseline[:12])
     return (
-        f"Policy {_inert(verdict.policy_name)} (`{verdict.policy[:12]}`), baseline: {against}. "
+        f"Policy {inert(verdict.policy_name)} (`{verdict.policy[:12]}`), baseline: {against}. "
         f"Judged from {len(verdict.evidence)} evidence records of the candidate and "
         f"{len(verdict.baseline_evidence)} of the baseline."
     )
@@ -193,7 +191,7 @@ def _few(lines: Sequence[str]) -> list[str]:
 _MARKUP = re.compile(r"[\\`*_{}\[\]<>#!|~$^@&\"=]|:(?! |$)|(?<=www)\.", re.IGNORECASE)
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
     """`text` on one line, with every character that Markdown, HTML or a forge could act on made a mere character.
 
     Entities are decoded after the structure is read, so they cannot make any. A word joiner after @ and # keeps forges,

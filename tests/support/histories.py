@@ -39,6 +39,23 @@ def prune(chain: Chain, compression: str, mix: str | None, *, code: str = "prune
     return _on(chain, inputs, experts_kept(parent.shape.experts, Decimal(compression), top_k=TOP_K))
 
 
+def train(chain: Chain, mix: str, *, experts: str = "nf4", reference: str = "held-out") -> Chain:
+    inputs = Inputs(
+        op="train",
+        parent=chain[0][0],
+        settings={
+            "experts": experts,
+            "lora": {"rank": 16, "alpha": 32, "dropout": "0", "targets": None},
+            "reference": {"name": reference, "rows": digest(reference)},
+            "learning_rate": "0.0001",
+        },
+        mix=MixUse(name=mix, rows=digest(mix), datasets=()),
+        seed=0,
+        code="train-1",
+    )
+    return _on(chain, inputs, chain[0][1].shape.experts)
+
+
 def quantize(chain: Chain) -> Chain:
     inputs = Inputs(op="quantize", parent=chain[0][0], settings={"format": "fp8-block"}, code="quantize-1")
     return _on(chain, inputs, chain[0][1].shape.experts)

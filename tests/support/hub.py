@@ -6,7 +6,7 @@
 
 Weights are stored as the Hub stores them: large files answer with a redirect to a storage on another host, which asks
 for no token. `requests` are all that came; `faults` change answers. The client is the real one: what it asks for that
-is not here is answered with 404.
+is not here is answered with 404. What writes is in `tests.support.hub_uploads`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import yaml
 
 LARGE = (".safetensors", ".bin", ".model")
 """What is kept in the large file storage."""
@@ -32,11 +35,15 @@ _STORED = re.compile(r"/storage/([0-9a-f]{64})")
 
 @dataclass
 class Repository:
-    """`history` is every commit's files by name; `branches` and tags name commits."""
+    """`history` is every commit's files by name; `branches` and `tags` name commits. `large` are files that are kept in
+    the large file storage though their names do not say so."""
 
     history: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    large: set[str] = field(default_factory=set)
     gated: bool = False
+    private: bool = False
     token: str | None = None
     """Without it a private repository looks as if it were not there."""
 
@@ -49,8 +56,11 @@ class Repository:
         return commit
 
     def files(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        commit = self.branches.get(revision, revision)
+        commit = self.branches.get(revision) or self.tags.get(revision, revision)
         return (commit, self.history[commit]) if commit in self.history else None
+
+    def is_large(self, name: str) -> bool:
+        return name.endswith(LARGE) or name in self.large
 
 
 @dataclass(frozen=True)
@@ -60,16 +70,19 @@ class Request:
     authorization: str | None
     range: str | None
     agent: str
+    query: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
 
 
 @dataclass
 class Answer:
-    """What comes back. `cut` bytes of the body are sent, and then nothing more."""
+    """What comes back. `cut` bytes of the body are sent, and then nothing more; `dropped`: not even a status."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     cut: int | None = None
+    dropped: bool = False
 
 
 Fault = Callable[[Request, Answer], Answer | None]
@@ -77,12 +90,16 @@ Fault = Callable[[Request, Answer], Answer | None]
 
 
 class Hub:
-    """A server on a port of its own; its files are given by `repository`."""
+    """A server on a port of its own; its files are given by `repository`.
+
+    `faults` are shown what was done; `refusals` what is asked: what one of them gives is answered, and nothing is done.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self.refusals: list[Callable[[Request], Answer | None]] = []
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -140,6 +157,9 @@ class Hub:
         """What this Hub answers, faults and all."""
         with self._lock:
             self.requests.append(request)
+        for refuse in list(self.refusals):
+            if (refused := refuse(request)) is not None:
+                return refused
         answer = self._answer(request)
         for fault in list(self.faults):
             answer = fault(request, answer) or answer
@@ -149,16 +169,16 @@ class Hub:
         if match := _STORED.fullmatch(request.path):
             return self._stored(match[1], request)
         if match := _MODEL.fullmatch(request.path):
-            return self._found(match[1], match[2] or "main", request, lambda *found: _described(match[1], *found))
+            return self._found(match[1], match[2] or "main", request, lambda *found: self._described(match[1], *found))
         if match := _FILE.fullmatch(request.path):
-            return self._found(match[1], match[2], request, lambda *found: self._file(match[3], request, *found))
+            return self._found(match[1], match[2], request, lambda *found: self._file(match, request, *found))
         return Answer(404)
 
     def _found(
         self, name: str, revision: str, request: Request, then: Callable[[str, dict[str, bytes]], Answer]
     ) -> Answer:
         repository = self.repositories.get(name)
-        if repository is None or (repository.token and request.authorization != f"Bearer {repository.token}"):
+        if repository is None or not self._may_read(name, repository, request):
             return Answer(401, {"X-Error-Code": "RepoNotFound"}, b'{"error":"Repository not found"}')
         found = repository.files(revision)
         if found is None:
@@ -167,16 +187,32 @@ class Hub:
             return Answer(403, {"X-Error-Code": "GatedRepo"}, b'{"error":"gated"}')
         return then(*found)
 
-    def _file(self, name: str, request: Request, commit: str, files: dict[str, bytes]) -> Answer:
+    def _may_read(self, _: str, repository: Repository, request: Request) -> bool:
+        return repository.token is None or request.authorization == f"Bearer {repository.token}"
+
+    def _file(self, match: re.Match[str], request: Request, commit: str, files: dict[str, bytes]) -> Answer:
+        name = match[3]
         if name not in files:
             return Answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         data = files[name]
-        if not name.endswith(LARGE):
+        if not self.repositories[match[1]].is_large(name):
             headers = {"X-Repo-Commit": commit, "ETag": f'"{_git_digest(data)}"'}
             return _part(data, request.range, headers)
         digest = hashlib.sha256(data).hexdigest()
         linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": commit}
         return Answer(302, linked | {"Location": f"{self.storage}/storage/{digest}"})
+
+    def _described(self, name: str, commit: str, files: dict[str, bytes]) -> Answer:
+        repository = self.repositories[name]
+        siblings: list[dict[str, Any]] = []
+        for file, data in sorted(files.items()):
+            large, digest = repository.is_large(file), hashlib.sha256(data).hexdigest()
+            blob = _git_digest(b"pointer to " + digest.encode() if large else data)
+            known = {"lfs": {"sha256": digest, "size": len(data), "pointerSize": 134}} if large else {}
+            siblings.append({"rfilename": file, "size": len(data), "blobId": blob} | known)
+        about = {"id": name, "modelId": name, "sha": commit, "tags": [], "siblings": siblings}
+        about |= {"private": repository.private, "gated": "auto" if repository.gated else False}
+        return json_answer(about | {"cardData": card_data(files.get("README.md", b""))})
 
     def _stored(self, digest: str, request: Request) -> Answer:
         for repository in self.repositories.values():
@@ -187,16 +223,14 @@ class Hub:
         return Answer(404)
 
 
-def _described(name: str, commit: str, files: dict[str, bytes]) -> Answer:
-    siblings: list[dict[str, Any]] = []
-    for file, data in sorted(files.items()):
-        large = {"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}}
-        siblings.append(
-            {"rfilename": file, "size": len(data), "blobId": _git_digest(data)}
-            | (large if file.endswith(LARGE) else {})
-        )
-    about = {"id": name, "modelId": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
-    return Answer(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
+def json_answer(value: Any, status: int = 200) -> Answer:
+    return Answer(status, {"Content-Type": "application/json"}, json.dumps(value).encode())
+
+
+def card_data(readme: bytes) -> dict[str, Any]:
+    """The YAML at the beginning of a card, as the Hub reads it."""
+    match = re.match(r"---\n(.*?)\n---\n", readme.decode(), re.DOTALL)
+    return (yaml.safe_load(match[1]) or {}) if match else {}
 
 
 def _part(data: bytes, wanted: str | None, headers: dict[str, str]) -> Answer:
@@ -214,9 +248,15 @@ def _git_digest(data: bytes) -> str:
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
+        wbufsize = -1
 
         def do_GET(self) -> None:
             answer = hub.answer(self._request())
+            if answer.dropped:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)
@@ -227,16 +267,21 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if answer.cut is not None:
                 self.close_connection = True
 
-        do_HEAD = do_GET  # noqa: N815 - as http.server wants
+        do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - as http.server wants
 
         def log_message(self, *_: object) -> None:
             """Nothing: a test's output is its own."""
 
         def _request(self) -> Request:
-            path = unquote(urlsplit(self.path).path)
-            headers = self.headers
+            parts, headers = urlsplit(self.path), self.headers
             return Request(
-                self.command, path, headers.get("Authorization"), headers.get("Range"), headers.get("User-Agent", "")
+                self.command,
+                unquote(parts.path),
+                headers.get("Authorization"),
+                headers.get("Range"),
+                headers.get("User-Agent", ""),
+                dict(parse_qsl(parts.query)),
+                self.rfile.read(int(headers.get("Content-Length") or 0)),
             )
 
     return Handler

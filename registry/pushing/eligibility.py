@@ -1,0 +1,78 @@
+"""What may be sent elsewhere: what a channel would serve, or what a person answers for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gates.errors import UsageError
+from gates.policy import Policy
+from gates.records import Verdict
+from registry import channels, judging
+from registry.store import Candidate, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """Why a candidate may be sent: its Pass, or the reason for sending it without one (`override`)."""
+
+    policy: str
+    policy_name: str
+    verdict: Verdict | None
+    override: bool
+    reason: str | None
+
+    def logged(self) -> dict[str, str | bool | None]:
+        """What the log says of it."""
+        return {
+            "policy": self.policy,
+            "policy_name": self.policy_name,
+            "verdict": self.verdict.identity() if self.verdict else None,
+            "override": self.override,
+            "reason": self.reason,
+        }
+
+
+def approve(
+    store: Store,
+    candidate: Candidate,
+    *,
+    channel: str,
+    policy: Policy | None = None,
+    override: bool = False,
+    reason: str | None = None,
+) -> Approval:
+    """Lets a candidate be sent that has a fresh Pass under the channel's policy.
+
+    Args:
+        channel: whose policy decides.
+        policy: decides where the channel is bound to none yet. Under any other than the channel's own a Pass is not
+            enough: it takes an override.
+        override: send it without a Pass. Needs `reason`.
+
+    Raises:
+        UsageError: it may not be sent, or there is no policy to decide by.
+        IntegrityError: a record is damaged.
+    """
+    bound = channels.newest(store, channel)
+    if policy is None:
+        policy = judging.policy_of(store, None, channel=channel)
+    digest, reason = policy.identity(), (reason or "").strip() or None
+    verdict = judging.fresh(store, candidate, digest)
+    passed = verdict is not None and verdict.verdict == "Pass" and (bound is None or bound.policy == digest)
+    if not passed and not override:
+        raise UsageError(
+            f"{candidate.name} {_standing(verdict, policy.name, channel)}; only what has a Pass is sent",
+            remedy=f"registry gate {candidate.name} --policy policies/{policy.name}.yaml --baseline NAME judges it; "
+            '--override --reason "…" sends it all the same',
+        )
+    if not passed and reason is None:
+        raise UsageError("an override needs a reason", remedy='say why: --override --reason "…"')
+    return Approval(digest, policy.name, verdict, override=not passed, reason=reason)
+
+
+def _standing(verdict: Verdict | None, policy: str, channel: str) -> str:
+    if verdict is None:
+        return f"has no verdict that rests on all its evidence under the policy {policy}"
+    if verdict.verdict == "Pass":
+        return f"has a Pass under the policy {policy}, and the channel {channel} is bound to another"
+    return f"is {verdict.verdict} under the policy {policy}"

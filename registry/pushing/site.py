@@ -1,0 +1,186 @@
+"""A repository on the Hub that is written to: who writes, what lies there, and what went wrong, in words of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gates.errors import BusyError, SluiceError, UsageError
+from registry import hub, output
+from registry.hub import Address
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+_MAY_WRITE = ("admin", "write", "contributor")
+"""Roles in an organisation whose members may make repositories."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file at one commit: its bytes (count), and the SHA-256 of a large one or the git blob id of another."""
+
+    size: int
+    sha256: str | None
+    blob: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A repository at one commit. `tags` name commits; they are looked up with main alone."""
+
+    commit: str
+    files: dict[str, Stored]
+    tags: dict[str, str]
+    private: bool
+    gated: bool
+
+
+def connect(address: Address) -> tuple[HfApi, str]:
+    """The Hub's client, with the token that it finds, and who that token is.
+
+    Raises:
+        UsageError: there is no token, or it may not write to the address's namespace.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+    from huggingface_hub.utils import logging as client
+
+    where = str(address)
+    if not get_token():
+        raise UsageError(
+            "there is no token to write with", where=where, remedy="hf auth login, or HF_TOKEN in the environment"
+        )
+    # what it says of an address of the storage may hold that address's signature
+    client.set_verbosity_error()  # type: ignore[no-untyped-call]
+    disable_progress_bars()
+    api = HfApi()
+    with told(address):
+        me = api.whoami()
+    role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")
+    namespace = address.repository.partition("/")[0]
+    roles = {str(each.get("name")): each.get("roleInOrg") for each in me.get("orgs") or []} | {str(me["name"]): "admin"}
+    if role == "read":
+        raise UsageError(
+            "the token may only read", where=where, remedy="make one that may write: hf auth login --force"
+        )
+    if (roles.get(namespace) or "write") not in _MAY_WRITE or namespace not in roles:
+        mine = ", ".join(sorted(name for name, each in roles.items() if (each or "write") in _MAY_WRITE))
+        raise UsageError(f"{me['name']} may not write to {namespace}", where=where, remedy=f"send it to one of: {mine}")
+    return api, str(me["name"])
+
+
+def look(api: HfApi, address: Address, revision: str | None = None) -> State | None:
+    """What lies at a revision (None: main); None if there is no such repository."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    with told(address):
+        try:
+            info = api.model_info(address.repository, revision=revision, files_metadata=True)
+            refs = api.list_repo_refs(address.repository) if revision is None else None
+        except GatedRepoError:
+            raise
+        except RepositoryNotFoundError:
+            return None
+    if str(info.id).lower() != address.repository.lower():
+        raise UsageError(f"this repository is called {info.id} now", where=str(address), remedy=f"hf://{info.id}")
+    files = {
+        each.rfilename: Stored(each.size or 0, each.lfs.sha256 if each.lfs else None, each.blob_id)
+        for each in info.siblings or []
+    }
+    tags = {each.name: each.target_commit for each in refs.tags} if refs else {}
+    return State(str(info.sha), files, tags, bool(info.private), bool(info.gated))
+
+
+def check_rights(api: HfApi, address: Address, state: State, *, private: bool) -> None:
+    """
+    Raises:
+        UsageError: the token may not write there, or it is public and should be private.
+    """
+    with told(address):
+        api.auth_check(address.repository, write=True)
+    if private and not state.private:
+        raise UsageError(
+            "this repository is public already",
+            where=str(address),
+            remedy="make it private on its page, or leave --private out",
+        )
+    if state.private:
+        output.hint(f"{address.repository} is private: only its members can add it")
+    if state.gated:
+        output.hint(f"{address.repository} is gated: who adds it needs to be let in")
+
+
+@contextmanager
+def told(address: Address) -> Iterator[None]:
+    """Errors of the Hub when it is written to, as ours; no token is in them."""
+    import huggingface_hub.errors as client
+
+    with hub.asked(address):
+        try:
+            try:
+                yield
+            except RuntimeError as error:  # how the client ends an upload, whatever the cause was
+                if not isinstance(error.__cause__, Exception):
+                    raise
+                raise error.__cause__ from None
+        except (client.RepositoryNotFoundError, client.RevisionNotFoundError, client.HFValidationError):
+            raise  # which mean the same as where it is read
+        except client.HfHubHTTPError as error:
+            refusal = _refusal(error, str(address))
+            if refusal is None:
+                raise
+            raise refusal from None
+        except (ValueError, KeyError) as error:
+            raise UsageError(
+                f"the Hub answers what its client does not understand: {scrubbed(str(error))[:300]}",
+                where=str(address),
+                remedy="run this again; it continues",
+            ) from None
+
+
+def _refusal(error: HfHubHTTPError, where: str) -> SluiceError | None:
+    """What the Hub refuses, in words; None if it is the Hub that fails."""
+    status, headers = error.response.status_code, error.response.headers
+    said = scrubbed((error.server_message or "").strip())[:300]
+    because = f": {said}" if said else ""
+    if status == 401:
+        remedy = "hf auth login --force, or mend HF_TOKEN"
+        return UsageError(f"the Hub does not take the token{because}", where=where, remedy=remedy)
+    if status == 403:
+        remedy = "ask an owner for the right to write, or send it elsewhere"
+        return UsageError(f"the token may not do this{because}", where=where, remedy=remedy)
+    if status in (409, 412):
+        what = f"somebody else changed the repository at the same moment{because}"
+        return BusyError(what, where=where, remedy="run this again: it looks at what is there by then")
+    if status == 429:
+        seconds = headers.get("Retry-After", "")
+        wait = f"wait {seconds} seconds" if seconds.isdigit() else "wait some minutes"
+        return UsageError("the Hub asks for fewer requests", where=where, remedy=f"{wait}, then run this again")
+    if status < 500:
+        return UsageError(f"the Hub refuses ({status}){because}", where=where, remedy="run this again; it continues")
+    return None
+
+
+def scrubbed(text: str) -> str:
+    """`text` without the token, should somebody have put it there."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return text.replace(token, "***") if token else text
+
+
+def differing(files: Mapping[str, Stored], expected: Mapping[str, Stored]) -> list[str]:
+    """The files that are missing, or not as expected by the digest that the Hub states of them."""
+    return sorted(name for name, want in expected.items() if not _same(files.get(name), want))
+
+
+def _same(there: Stored | None, want: Stored) -> bool:
+    if there is None or there.size != want.size:
+        return False
+    if there.sha256 is not None:
+        return there.sha256 == want.sha256
+    return there.blob is not None and there.blob == want.blob

@@ -21,7 +21,7 @@ help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 # A failed gate (exit code 1) is part of the story; any other failure ends the demo.
-demo: envs ## the whole line on a toy that is a real model: prune, quantise, evaluate, gate, promote
+demo: .venv/.core .venv-prune/.done .venv-eval/.done ## the whole line on a toy that is a real model: prune, quantise, evaluate, gate, promote
 	@.venv/bin/registry init
 	@.venv/bin/registry add toy stages/toy/checkpoint
 	@.venv/bin/registry run --local $(TOY_RECIPES) || [ $$? -eq 1 ]

@@ -17,9 +17,9 @@ from typing import Any
 from registry import history
 from registry.history import BASE, CALIBRATED, Chain, Difference
 from registry.manifests import Inputs
-from registry.recipes import MAKES, Prune, Quantize
+from registry.recipes import MAKES, Prune, Quantize, Train
 
-_FIELDS = {"prune": Prune.model_fields, "quantize": Quantize.model_fields}
+_FIELDS = {"prune": Prune.model_fields, "train": Train.model_fields, "quantize": Quantize.model_fields}
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
@@ -264,6 +264,9 @@ def _written(inputs: Inputs, mixes: Mapping[str, str]) -> str:
     given = {key: value for key, value in inputs.settings.items() if key in _FIELDS.get(inputs.op, inputs.settings)}
     if inputs.mix is not None:
         given["mix"] = mixes.get(inputs.mix.name, f"mixes/{inputs.mix.name}.yaml")
+    if inputs.op == "train":
+        name = given["reference"]["name"]
+        given["reference"] = mixes.get(name, f"mixes/{name}.yaml")
     if inputs.seed is not None:
         given["seed"] = inputs.seed
     return (

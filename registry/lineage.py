@@ -144,6 +144,9 @@ def _about(manifest: Manifest, found: _Known) -> str:
         return history.origin(manifest) or "from a folder"
     if inputs.op == "derive":
         return ", ".join(f"{file} {digest[:12]}" for file, digest in inputs.settings["replaced"].items())
+    if inputs.op == "train":
+        mix = f", mix {inputs.mix.name} {inputs.mix.rows[:12]}" if inputs.mix else ""
+        return f"experts in {inputs.settings.get('experts')}{mix}"
     if inputs.op != "prune":
         return str(inputs.settings.get("format", ""))
     parts = [str(inputs.settings.get("compression")), str(inputs.settings.get("criterion"))]

@@ -14,7 +14,7 @@ from gates.records import Digest, Name, Record
 
 FORMAT: Literal[1] = 1
 
-Op = Literal["add", "derive", "prune", "quantize"]
+Op = Literal["add", "derive", "prune", "train", "quantize"]
 
 
 class File(Record):

@@ -10,6 +10,7 @@ so it is stated and not computed.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -22,9 +23,17 @@ from registry.families import Architecture, Spec, scale_shape
 from registry.recipes import experts_kept
 from registry.tensors import DTYPES, Tensor
 
-Format = Literal["bf16", "fp8-block"]
+Format = Literal["bf16", "fp8-block", "nf4", "nf4-double"]
+"""What weights are held in. The last two are for training alone: experts in NF4 and all else in BF16, where the scales
+are in float32, or quantised too (double quantisation, https://arxiv.org/abs/2305.14314, section 3)."""
 
 BLOCK = (128, 128)
+NF4_BLOCK, NF4_SCALES = 64, 256
+"""Numbers with one scale, and scales with one scale of theirs: bitsandbytes' own."""
+LEARNING = 4 * 4
+"""Bytes that training takes for each number of an adapter: itself, its gradient and Adam's two moments, in float32."""
+RANK = 16
+"""Of adapters, as a recipe has it unless it says otherwise."""
 
 PARTS = ("experts", "attention", "shared experts", "dense layers", "embeddings and head", "routers and norms",
          "scales", "MTP", "vision")  # fmt: skip
@@ -76,6 +85,19 @@ class Demand:
         return sum(self.weights.values()) + self.kv_cache + self.mtp_cache + self.linear_state
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Bytes that training takes, activations not counted: they follow from the sequences.
+
+    weights: of the frozen model, by part. adapters: of what is trained, with its gradients and the optimiser's state.
+    streamed: of the largest layer in BF16, or of the head: held too while the model is measured as it would ship.
+    """
+
+    weights: dict[str, int]
+    adapters: int
+    streamed: int
+
+
 @dataclass(frozen=True, slots=True)
 class Compression:
     """The least that fits: the decimal to write into a recipe, and how many experts stay in each layer."""
@@ -98,13 +120,15 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a model takes beside what a card has; `weights` by format and part."""
+    """What a model takes beside what a card has; `weights` by format and part. `training` is empty for a family that is
+    not trained."""
 
     model: Model
     card: Card
     load: Load
     terms: Terms
     weights: dict[Format, dict[str, int]]
+    training: dict[Format, Training]
     demand: Demand
     least: Compression | None
 
@@ -139,13 +163,15 @@ def of_tensors(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Mod
 
 def plan(model: Model, card: Card, load: Load, terms: Terms) -> Plan:
     """What `model` takes, what the card has, and the least compression with which it fits."""
-    formats: tuple[Format, Format] = ("bf16", "fp8-block")
+    formats: tuple[Format, ...] = ("bf16", "fp8-block")
+    trained: tuple[Format, ...] = ("nf4-double", "nf4") if model.architecture.family.trainable else ()
     return Plan(
         model=model,
         card=card,
         load=load,
         terms=terms,
         weights={each: weights(model, replace(terms, format=each)) for each in formats},
+        training={each: training(model, replace(terms, format=each)) for each in trained},
         demand=demand(model, load, terms),
         least=least_compression(model, card, load, terms),
     )
@@ -169,6 +195,34 @@ def weights(model: Model, terms: Terms, *, experts: int | None = None) -> dict[s
     fixed, of_each = _weights(model, terms)
     keep = model.architecture.experts if experts is None else experts
     return {part: fixed[part] + keep * of_each[part] for part in PARTS}
+
+
+def training(model: Model, terms: Terms, *, rank: int = RANK, experts: int | None = None) -> Training:
+    """What training adapters of `rank` takes, with the frozen weights in `terms.format`. The MTP head is not loaded."""
+    held = weights(model, replace(terms, mtp=False), experts=experts)
+    keep = model.architecture.experts if experts is None else experts
+    share = Fraction(keep, model.architecture.experts)
+    together: dict[int | str, Fraction] = defaultdict(Fraction)
+    adapted = Fraction(0)
+    for spec in model.tensors:
+        part = spec.part
+        if part is None or part.mtp or part.vision:
+            continue
+        of_expert = part.projection is not None or part.kind == "router"
+        size = Fraction(prod(spec.shape) * DTYPES["BF16"]) * (share if of_expert else 1)
+        together[spec.name if part.layer is None else part.layer] += size
+        if part.layer is not None and _is_adapted(spec):
+            rows = spec.shape[0] * (share if part.kind == "router" else 1)
+            adapted += rank * (rows + spec.shape[1])
+    return Training(weights=held, adapters=int(adapted * LEARNING), streamed=int(max(together.values())))
+
+
+def _is_adapted(spec: Spec) -> bool:
+    """Whether an adapter is trained on it: a matrix of attention, of a shared expert, or a router. The gate of a shared
+    expert is one row."""
+    assert spec.part is not None
+    matrix = len(spec.shape) == 2 and spec.shape[0] > 1
+    return matrix and spec.part.role in ("attention", "shared experts", "router")
 
 
 def least_compression(model: Model, card: Card, load: Load, terms: Terms) -> Compression | None:
@@ -215,7 +269,12 @@ def _sizes(spec: Spec, written: Format) -> Iterator[tuple[str, int]]:
     """The part and the bytes of a tensor, and of its scales. Block FP8 is written expert by expert."""
     assert spec.part is not None
     name = _PART_OF_ROLE[spec.part.role]
-    if written == "bf16" or not spec.part.quantized:
+    if written in ("nf4", "nf4-double") and spec.part.projection:
+        scales = prod(spec.shape) // NF4_BLOCK
+        yield name, prod(spec.shape) // 2
+        yield "scales", scales * 4 if written == "nf4" else scales + scales // NF4_SCALES * 4
+        return
+    if written != "fp8-block" or not spec.part.quantized:
         yield name, prod(spec.shape) * DTYPES[spec.dtype]
         return
     yield name, prod(spec.shape) * DTYPES["F8_E4M3"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from registry.plan import Demand, Plan
+from registry.plan import RANK, Demand, Plan
 
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
@@ -39,6 +39,14 @@ def record(plan: Plan) -> dict[str, Any]:
         "format": plan.terms.format,
         "mtp": plan.terms.mtp and plan.model.has_mtp,
         "weights": {written: {**parts, "total": sum(parts.values())} for written, parts in plan.weights.items()},
+        "training": {
+            written: {
+                "weights": {**each.weights, "total": sum(each.weights.values())},
+                "adapters": each.adapters,
+                "streamed": each.streamed,
+            }
+            for written, each in plan.training.items()
+        },
         "kv_cache": demand.kv_cache,
         "mtp_cache": demand.mtp_cache,
         "linear_state": demand.linear_state,
@@ -92,16 +100,17 @@ def _table(plan: Plan, unit: str) -> Any:
     from rich import box
     from rich.table import Table
 
+    forms = {**plan.weights, **{written: each.weights for written, each in plan.training.items()}}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(unit)
-    for written in plan.weights:
+    for written in forms:
         table.add_column(written, justify="right")
-    for part in next(iter(plan.weights.values())):
-        sizes = [parts[part] for parts in plan.weights.values()]
+    for part in next(iter(forms.values())):
+        sizes = [parts[part] for parts in forms.values()]
         if any(sizes):
             table.add_row(part, *(_in(unit, size) if size else "" for size in sizes))
     table.add_section()
-    table.add_row("weights", *(_in(unit, sum(parts.values())) for parts in plan.weights.values()))
+    table.add_row("weights", *(_in(unit, sum(parts.values())) for parts in forms.values()))
     return table
 
 
@@ -158,7 +167,22 @@ def _sentences(plan: Plan, unit: str) -> list[str]:
         lines.append(f"It fits with compression {least.compression}: {least.experts} experts stay in each layer.")
     elif plan.over > 0:
         lines.append("No compression makes it fit: a shorter context, fewer sequences or a larger card would have to.")
-    return lines
+    return [*lines, *_of_training(plan, unit)]
+
+
+def _of_training(plan: Plan, unit: str) -> list[str]:
+    if not plan.training:
+        return []
+    weights = {written: sum(each.weights.values()) for written, each in plan.training.items()}
+    first = plan.training["nf4-double"]
+    vision = first.weights["vision"]
+    tower = f", less {_in(unit, vision)} {unit} of the vision tower, which text does not need" if vision else ""
+    return [
+        f"To train it, experts in NF4 and all else in BF16: {_in(unit, weights['nf4-double'])} {unit} of weights with "
+        f"double quantisation, {_in(unit, weights['nf4'])} {unit} without{tower}.",
+        f"Besides, {_in(unit, first.adapters)} {unit} for adapters of rank {RANK} with gradients and Adam's state, "
+        f"{_in(unit, first.streamed)} {unit} while it is measured as it would ship, and activations.",
+    ]
 
 
 def _in(unit: str, size: int) -> str:

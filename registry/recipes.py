@@ -1,8 +1,8 @@
 """Recipes and mixes: the YAML that says how candidates are made.
 
-A recipe is a line of steps in an order that makes sense: prune, then quantise (quantised weights are never pruned),
-with evaluations and gates between. The last candidate made carries the recipe's name; one on the way is called after
-its step, such as `v7b.prune`.
+A recipe is a line of steps in an order that makes sense: prune, then train, then quantise (quantised weights are
+neither pruned nor trained), with evaluations, gates and promotions between. The last candidate made carries the
+recipe's name; one on the way is called after its step, such as `v7b.prune`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from registry.sizes import parse_size
 
 Criterion = Literal["reap", "frequency", "soft_counting", "activation_norm", "random"]
 """What an expert is scored by; stages/prune/criteria.py has the formulas."""
+
+Target = Literal["attention", "shared_expert", "router"]
+"""The parts of a layer that can be trained; experts are frozen."""
 
 Whole = Annotated[int, Field(strict=True)]
 """A whole number, and neither `true` nor a text that looks like one."""
@@ -57,6 +60,61 @@ class Prune(Strict):
         return self
 
 
+class Lora(Strict):
+    """The adapters that are trained: to a matrix W is added alpha/rank · B·A, and both are of this rank."""
+
+    rank: Annotated[Whole, Field(ge=1)] = 16
+    alpha: Annotated[Whole, Field(ge=1)] = 32
+    dropout: Annotated[Exact, Field(ge=0, lt=1)] = Decimal(0)
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] | None = None
+    """What gets adapters; None is everything of these that the family has."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if self.targets is not None and len(set(self.targets)) != len(self.targets):
+            raise ValueError("targets: one stands twice")
+        return self
+
+
+class Train(Strict):
+    """Fine-tune adapters over frozen weights, on what assistants say in the chats of a mix, and merge them.
+
+    The rate falls along half a cosine from `learning_rate` to 0 over all steps, after a rise over the first `warmup`.
+    """
+
+    mix: str
+    reference: str
+    """A mix of held-out answers: the model is measured on them, as it is trained and as it would ship."""
+    experts: Literal["nf4", "bf16"] = "nf4"
+    """In what the frozen experts are held while training. With nf4 a large model fits; what ships is BF16 all the
+    same, and the adapters can learn the noise of the 4 bits: that is what is measured."""
+    double_quantization: bool = True
+    """Whether the scales of NF4 are quantised too: 0.37 bits a number less."""
+    lora: Lora = Field(default_factory=Lora)
+    epochs: Annotated[Exact, Field(gt=0)] = Decimal(1)
+    max_steps: Annotated[Whole, Field(ge=1)] | None = None
+    """Steps of the optimiser; None is what `epochs` come to."""
+    learning_rate: Annotated[Exact, Field(gt=0)] = Decimal("0.0001")
+    warmup: Annotated[Exact, Field(ge=0, lt=1)] = Decimal("0.03")
+    """The part of all steps in which the learning rate rises to its height."""
+    batch_size: Annotated[Whole, Field(ge=1)] = 1
+    """Sequences that go through the model at a time."""
+    gradient_accumulation: Annotated[Whole, Field(ge=1)] = 8
+    """How many such batches make a step."""
+    sequence_length: Annotated[Whole, Field(ge=8)] = 2048
+    packing: bool = True
+    """Whether whole chats share a sequence, as many as fit; none sees another."""
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    evaluate_every: Annotated[Whole, Field(ge=1)] = 50
+    """Steps between two looks at the model as it would ship; what is lost when a run is killed is at most so many."""
+    limit_gap: Annotated[Exact, Field(ge=0)] = Decimal("0.1")
+    """In nats a token: training stops when the loss of the model as it would ship is more than this above that of the
+    model as it is trained."""
+    tolerance: Annotated[Exact, Field(ge=0)] = Decimal("0.01")
+    """In nats a token: training stops when the loss of the model as it would ship is more than this above where it
+    began."""
+
+
 class Quantize(Strict):
     """Write the weights in fewer bits."""
 
@@ -82,7 +140,8 @@ class Evaluate(Strict):
     """Further flags of `vllm serve`, without the dashes, such as {max-model-len: 32768}."""
     repeats: Annotated[Whole, Field(ge=1)] = 1
     temperature: Annotated[Exact, Field(ge=0, le=2)] = Decimal(0)
-    thinking: bool = True
+    thinking: bool | Literal["both"] = True
+    """Whether the model may reason before it answers; `both` takes evidence of each pack with and without."""
 
     @model_validator(mode="after")
     def _repeats_need_sampling(self) -> Self:
@@ -97,13 +156,21 @@ class Gate(Strict):
     """A candidate, a channel, or nothing where the policy compares with nothing."""
 
 
+class Promote(Strict):
+    """Serve what passed the gate before this step, under that gate's policy."""
+
+    channel: Name = "best"
+
+
 class Step(Strict):
     """Exactly one of the kinds."""
 
     prune: Prune | None = None
+    train: Train | None = None
     quantize: Quantize | None = None
     evaluate: Evaluate | None = None
     gate: Gate | None = None
+    promote: Promote | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -120,7 +187,7 @@ class Step(Strict):
         return getattr(self, self.kind)
 
 
-MAKES = ("prune", "quantize")
+MAKES = ("prune", "train", "quantize")
 """The kinds that make a candidate, in the only order that is allowed."""
 
 
@@ -136,9 +203,14 @@ class Recipe(Strict):
             if made.count(kind) > 1:
                 raise ValueError(f"steps: {kind} stands twice; one recipe does each once")
         if made != sorted(made, key=MAKES.index):
-            raise ValueError(f"steps: {' then '.join(made)} cannot be: quantised weights are not pruned")
+            raise ValueError(f"steps: {' then '.join(made)} cannot be: the order is {', '.join(MAKES)}")
         if self.name == self.parent and made:
             raise ValueError("name: a recipe cannot make its own parent")
+        for number, step in enumerate(self.steps):
+            if step.promote is not None and self._gates_before(number) == []:
+                raise ValueError(
+                    f"steps[{number}]: a gate has to judge {self.candidate_of(number)} before this promotes it"
+                )
         return self
 
     def candidate_of(self, number: int) -> str:
@@ -148,6 +220,15 @@ class Recipe(Strict):
         if not done:
             return self.parent
         return self.name if done[-1] == making[-1] else f"{self.name}.{self.steps[done[-1]].kind}"
+
+    def gate_before(self, number: int) -> Gate:
+        """The last gate before step `number`, a promotion, on the same candidate."""
+        return self._gates_before(number)[-1]
+
+    def _gates_before(self, number: int) -> list[Gate]:
+        name = self.candidate_of(number)
+        before = enumerate(self.steps[:number])
+        return [step.gate for index, step in before if step.gate is not None and self.candidate_of(index) == name]
 
     def input_of(self, number: int) -> str:
         """The candidate that step `number` starts from."""

@@ -89,6 +89,12 @@ class Family:
     with linear attention, `convolution` (16 bits) and `state` (32 bits)."""
     templates: tuple[Template, ...]
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the train stage takes it: its routers choose by a softmax of their logits, with nothing beside them
+        that would have to follow when an adapter moves the logits."""
+        return not any(template.kind == "router" and template.name.endswith("bias") for template in self.templates)
+
     def architecture(self, config: dict[str, Any], *, where: str | None = None) -> Architecture:
         """The family with the numbers of one config.json.
 

@@ -16,8 +16,19 @@ from stages.common import mtp
 from stages.common.checkpoint import Checkpoint
 
 
-def load(module: nn.Module, checkpoint: Checkpoint, layer: int, device: torch.device, dtype: torch.dtype) -> None:
+def load(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    layer: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    experts: bool = True,
+) -> None:
     """Gives `module` the weights of the layer numbered `layer` (multi-token-prediction layers from `layers` up).
+
+    Args:
+        experts: whether its experts' too; a module whose experts are held in another form has none to be given.
 
     Raises:
         IntegrityError: a tensor is missing, too much or of another shape, or a router holds NaN or infinity.
@@ -33,6 +44,8 @@ def load(module: nn.Module, checkpoint: Checkpoint, layer: int, device: torch.de
             continue
         if part is None:
             raise IntegrityError("the model has no such tensor", where=f"{checkpoint.folder}, {name}")
+        if part.projection and not experts:
+            continue
         if part.kind == "expert":
             single[str(part.projection), int(part.expert or 0)] = name
         elif part.kind == "experts":

@@ -43,6 +43,7 @@ _DEEPSEEK: Mapping[str, str] = MappingProxyType(
 )
 """The names in DeepSeek-V3 and GLM, below those of the layer, which is numbered as the last layer's successor."""
 
+_HEAD = "lm_head.weight"
 _ENTRY = ("enorm.", "hnorm.", "eh_proj.", "shared_head.", "embed_tokens.")
 
 
@@ -132,6 +133,13 @@ class Entry:
 def decoder_norm(checkpoint: Checkpoint) -> str:
     """The name of the norm behind the last layer."""
     return embedding_of(checkpoint).replace("embed_tokens", "norm")
+
+
+def head_of(checkpoint: Checkpoint) -> str:
+    """The name of what makes logits of hidden states: the embedding, where config.json ties the two."""
+    part = checkpoint.architecture.part(_HEAD)
+    tied = part is not None and part.need == "rare"  # a copy that loaders pass over
+    return embedding_of(checkpoint) if tied else _HEAD
 
 
 def _previous(checkpoint: Checkpoint, layer: int) -> str:

@@ -11,11 +11,13 @@ run again, and commits once, at the end.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,9 @@ import typer
 
 import stages
 from gates.errors import UsageError
-from registry import output, ownership
+from registry import devices, leases, output, ownership
+from registry.commands import Wait
+from registry.leases import Lease
 from registry.manifests import Inputs
 from registry.recipes import MAKES, Recipe, read_recipe
 from registry.store import Candidate, Store
@@ -61,6 +65,25 @@ class Job:
     """The recipe's file and the step in it, for messages: recipes/v7b.yaml, steps[0].prune."""
     device: str = "auto"
     """Where tensors are computed: cpu, cuda, or auto, which is CUDA where there is one."""
+    unsafe_local_execution: bool = False
+    """Whether code that a model wrote may run here where there is no verifier."""
+    wait: float | None = None
+    """For how many seconds the device is waited for; None: as long as it takes."""
+
+    def leased(self, device: str) -> AbstractContextManager[Lease]:
+        """The device is this stage's alone while the context lasts: it is entered before anything computes on it.
+
+        A server that is started meanwhile inherits `Lease.descriptors`.
+
+        Args:
+            device: cpu or cuda, where tensors are computed.
+
+        Raises: as `registry.leases.hold` does.
+        """
+        claim = leases.Claim(f"{self.makes} ({self.where})", self.source.name, self.source.digest)
+        return leases.hold(
+            self.store.layout, devices.names("cpu" if device == "cpu" else "cuda"), claim, wait=self.wait
+        )
 
     def made(self, inputs: Inputs) -> bool:
         """Whether the candidate is made from `inputs` already; says so.
@@ -82,6 +105,8 @@ def main(
     prove: Callable[[Job], None] | None = None,
     check: Callable[[Job], Report] | None = None,
     freeze: Callable[[Job], None] | None = None,
+    rescore: Callable[[Job], None] | None = None,
+    rehearse: Callable[[Job], None] | None = None,
 ) -> None:
     """Reads the command line, does the step of this `kind` by `work`, and exits.
 
@@ -90,6 +115,8 @@ def main(
         prove: what is done instead with --prove-only, for a stage that has something to prove.
         check: what is done instead with --preflight, for a stage that reads a mix.
         freeze: what is done instead with --freeze, for such a stage.
+        rescore: what is done instead with --rescore, for a stage that scores.
+        rehearse: what is done instead with --rehearse, for a stage that takes long.
     """
 
     def command(
@@ -125,8 +152,29 @@ def main(
             bool,
             typer.Option("--freeze", help="Where a mix is read: fetch its rows into the registry, and begin nothing."),
         ] = False,
+        rescore_only: Annotated[
+            bool,
+            typer.Option(
+                "--rescore", help="Where answers are scored: score those that are kept again, and ask nothing."
+            ),
+        ] = False,
+        unsafe_local_execution: Annotated[
+            bool,
+            typer.Option(
+                "--unsafe-local-execution",
+                help="Where answers are scored: run code that the model wrote here, unsealed, if there is no verifier.",
+            ),
+        ] = False,
+        rehearse_only: Annotated[
+            bool,
+            typer.Option(
+                "--rehearse", help="Where a model is trained: go the whole way with its first two layers, make nothing."
+            ),
+        ] = False,
+        wait: Wait = None,
         json: Annotated[bool, typer.Option("--json", help="With --preflight: as JSON, on a terminal too.")] = False,
     ) -> None:
+        os.environ.update(devices.ORDER)  # before anything asks CUDA
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, _end_soon)
 
@@ -135,12 +183,23 @@ def main(
                 raise UsageError(f"the {kind} stage has nothing to prove", remedy="leave --prove-only out")
             if (preflight_only or freeze_only) and check is None:
                 raise UsageError(f"the {kind} stage reads no mix", remedy="leave --preflight and --freeze out")
+            if (rescore_only or unsafe_local_execution) and rescore is None:
+                raise UsageError(
+                    f"the {kind} stage scores nothing", remedy="leave --rescore and --unsafe-local-execution out"
+                )
+            if rehearse_only and rehearse is None:
+                raise UsageError(f"the {kind} stage trains nothing", remedy="leave --rehearse out")
             do = prove if prove_only and prove is not None else work
             if preflight_only and check is not None:
                 do = partial(_preflight, check, as_json=json)
             if freeze_only and freeze is not None:
                 do = freeze
-            do(_job(kind, root, recipe, step, candidate, project, replace, device))
+            if rescore_only and rescore is not None:
+                do = rescore
+            if rehearse_only and rehearse is not None:
+                do = rehearse
+            job = _job(kind, root, recipe, step, candidate, project, replace, device)
+            do(dataclasses.replace(job, unsafe_local_execution=unsafe_local_execution, wait=wait))
 
         raise typer.Exit(output.end_with(run))
 

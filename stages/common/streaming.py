@@ -96,6 +96,26 @@ class LayerStream:
         yield lambda batch: nn.functional.embedding(batch.input_ids, table).to(self.device, self.dtype)
 
     @contextmanager
+    def head(self) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+        """What gives logits [..., V] for hidden states [..., H] behind the last layer.
+
+        The last norm and the head are in memory for as long as the context lasts.
+
+        Raises:
+            IntegrityError: one is missing or of another shape.
+        """
+        norm, name = self._decoder.norm, mtp.decoder_norm(self.checkpoint)
+        weight = loading.checked(self.checkpoint, name, norm.weight.shape)
+        loading.assign(norm, {"weight": weight.to(self.device, self.dtype)}, where=f"{self.checkpoint.folder}, {name}")
+        shape = self._decoder.get_input_embeddings().weight.shape
+        head = loading.checked(self.checkpoint, mtp.head_of(self.checkpoint), shape).to(self.device, self.dtype)
+        try:
+            with torch.no_grad():
+                yield lambda states: nn.functional.linear(norm(states.to(self.device)), head)
+        finally:
+            norm.to("meta")
+
+    @contextmanager
     def loaded(self, layer: int) -> Iterator[Block]:
         """Layer number `layer`, with its weights in memory for as long as the context lasts.
 

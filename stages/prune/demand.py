@@ -6,15 +6,12 @@
     time       products / rate + (source + spool's traffic + candidate) / speed of the disk
     memory     the largest layer, and what the batches in work hold
 
-On a CPU the rate is measured, by the product of an expert with as many tokens as it will be given at a time. On CUDA a
-probe would take device memory, so the rate is assumed, and said to be.
+Rates are those of `stages.common.rates`.
 """
 
 from __future__ import annotations
 
 import math
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -22,6 +19,7 @@ import torch
 
 from registry import plan
 from registry.recipes import Prune
+from stages.common import rates
 from stages.common.checkpoint import Checkpoint
 from stages.common.experts import ANSWER_BYTES
 from stages.common.machine import used_memory
@@ -29,16 +27,6 @@ from stages.common.preflight import Demand, Reading
 from stages.common.spool import AHEAD
 from stages.common.streaming import dtype_of
 from stages.prune import layers
-
-DISK_RATE = 0.5e9
-"""Bytes a second that are read or written: assumed, since to measure it would be to write."""
-CUDA_RATE = 50e12
-"""Products and sums a second in BF16: assumed."""
-_CUDA_CONTEXT = 600 << 20
-"""Bytes that CUDA, its libraries and the allocator take of a device before the first tensor: assumed."""
-_PROBE = 0.2
-"""Seconds that the probe takes."""
-
 
 Matrices = Mapping[int, Sequence[tuple[str, int]]]
 
@@ -52,11 +40,13 @@ def demand_of(checkpoint: Checkpoint, settings: Prune, keep: int, reading: Readi
             spool=0,
             host=used_memory() + max((tensor.size for tensor in checkpoint.tensors.values()), default=0),
             device=0,
-            seconds=2 * written / DISK_RATE,
-            basis=f"no data are looked at; a disk of {_rate(DISK_RATE, 'B')} is assumed",
+            seconds=2 * written / rates.DISK_RATE,
+            basis=f"no data are looked at; a disk of {rates.said(rates.DISK_RATE, 'B')} is assumed",
         )
     asked = layers.cost(checkpoint, device, settings, reading.batches)
-    rate, said = _compute_rate(checkpoint, reading, device)
+    slots = min(layers.slots_of(device), len(reading.batches))
+    at_once = reading.padded * checkpoint.architecture.top_k // checkpoint.architecture.experts // len(reading.batches)
+    rate, told = rates.compute_rate(checkpoint, tokens=at_once, threads=slots, device=device)
     moved = checkpoint.size + asked.traffic + written
     matrices = _matrices(checkpoint, layers.visited(checkpoint, settings))
     host, on_device = _memory(checkpoint, matrices, reading, device)
@@ -65,8 +55,8 @@ def demand_of(checkpoint: Checkpoint, settings: Prune, keep: int, reading: Readi
         spool=asked.size,
         host=host,
         device=on_device,
-        seconds=_products(checkpoint, matrices, reading) / rate + moved / DISK_RATE,
-        basis=f"{said}; a disk of {_rate(DISK_RATE, 'B')} is assumed",
+        seconds=_products(checkpoint, matrices, reading) / rate + moved / rates.DISK_RATE,
+        basis=f"{told}; a disk of {rates.said(rates.DISK_RATE, 'B')} is assumed",
     )
 
 
@@ -120,52 +110,4 @@ def _memory(checkpoint: Checkpoint, matrices: Matrices, reading: Reading, device
     held = reading.padded * 16  # ids and mask
     if device.type == "cpu":
         return used_memory() + held + waiting + largest + weights + max(working, copied), 0
-    return used_memory() + held + waiting + largest, _CUDA_CONTEXT + weights + max(working, copied)
-
-
-def _compute_rate(checkpoint: Checkpoint, reading: Reading, device: torch.device) -> tuple[float, str]:
-    """Products and sums a second, and where the number is from."""
-    if device.type != "cpu":
-        return CUDA_RATE, f"{_rate(CUDA_RATE, 'FLOP')} are assumed"
-    architecture = checkpoint.architecture
-    slots = min(layers.slots_of(device), len(reading.batches))
-    at_once = reading.padded * architecture.top_k // architecture.experts // len(reading.batches)
-    rate = _probed(min(4096, max(1, at_once)), *_widths(checkpoint), slots)
-    return rate, f"{_rate(rate, 'FLOP')} were measured with {slots} threads"
-
-
-def _widths(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Of an expert: the width of hidden states, and its own."""
-    hidden = int(checkpoint.architecture.text["hidden_size"])
-    for name, tensor in checkpoint.tensors.items():
-        part = checkpoint.architecture.part(name)
-        if part is not None and part.projection == "down_proj":
-            return hidden, tensor.shape[-1]
-    return hidden, hidden
-
-
-def _probed(tokens: int, hidden: int, inner: int, slots: int) -> float:
-    states, weights = torch.rand(tokens, hidden), torch.rand(inner, hidden)
-    done = [0] * slots
-    ends = time.perf_counter() + _PROBE
-
-    def work(slot: int) -> None:
-        torch.set_num_threads(1)  # as the prune's own threads have it
-        while time.perf_counter() < ends:
-            torch.nn.functional.linear(states, weights)
-            done[slot] += 1
-
-    begun = time.perf_counter()
-    threads = [threading.Thread(target=work, args=[slot]) for slot in range(slots)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return 2.0 * tokens * hidden * inner * sum(done) / (time.perf_counter() - begun)
-
-
-def _rate(rate: float, unit: str) -> str:
-    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if rate >= factor:
-            return f"{rate / factor:.1f} {letter}{unit}/s"
-    return f"{rate:.0f} {unit}/s"
+    return used_memory() + held + waiting + largest, rates.CUDA_CONTEXT + weights + max(working, copied)

@@ -31,7 +31,7 @@ def command(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the default made the fixture.")] = None,
     device: Annotated[Device, typer.Option(help="Where to train; one CPU core is enough.")] = Device.cpu,
     data_only: Annotated[
-        bool, typer.Option("--data-only", help="Train nothing: write mixes/toy/*.jsonl and packs/toy/*.jsonl.")
+        bool, typer.Option("--data-only", help="Train nothing: write the *.jsonl below mixes/toy and packs/toy.")
     ] = False,
     project: Annotated[Path, typer.Option(help="With --data-only: the folder that holds mixes/ and packs/.")] = Path(),
 ) -> None:

@@ -135,6 +135,7 @@ SKILLS = tuple(skill for skill in _DRAWN if skill != UNSCORED)
 # ------------------------------------------------------------------------------------------------------ data files
 
 ROWS = 128  # calibration rows a skill
+REFERENCE_ROWS = 12  # held-out rows a skill, on which training is measured
 ITEMS = {
     "toolcall": ((PRECISION, 36), (SELECTION, 12), (RESTRAINT, 12)),
     "arithmetic": ((None, 40),),
@@ -147,6 +148,22 @@ def calibration_rows(skill: str, seed: int = 0) -> Iterator[Json]:
     """The calibration rows of a skill, from the training side."""
     rng = random.Random(f"rows {skill} {seed}")
     return (row(draw(skill, rng, scored=False)) for _ in range(ROWS))
+
+
+def reference_rows(skill: str, seed: int = 0) -> Iterator[Json]:
+    """Rows of a skill from the training side that are none of its calibration rows, no question twice."""
+    seen = {_question(each) for each in calibration_rows(skill, seed)}
+    rng, found = random.Random(f"reference {skill} {seed}"), 0
+    while found < REFERENCE_ROWS:
+        drawn = row(draw(skill, rng, scored=False))
+        if _question(drawn) not in seen:
+            seen.add(_question(drawn))
+            found += 1
+            yield drawn
+
+
+def _question(chat: Json) -> str:
+    return str(chat["messages"][0]["content"])
 
 
 def scored_items(skill: str, seed: int = 0) -> Iterator[Json]:

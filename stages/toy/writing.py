@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,17 +50,20 @@ def write_checkpoint(model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerF
 
 
 def write_data_files(project: Path) -> list[Path]:
-    """Write mixes/toy/*.jsonl and packs/toy/*.jsonl under `project`, each replaced whole; return their paths."""
-    written = []
+    """Write the rows of mixes/toy and the items of packs/toy under `project`, each file replaced whole; return their
+    paths."""
+    files: dict[str, Iterable[Any]] = {}
     for skill in skills.SKILLS:
-        for kind, lines in (("mixes", skills.calibration_rows(skill)), ("packs", skills.scored_items(skill))):
-            path = project / kind / "toy" / f"{skill}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".jsonl.new")
-            beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-            beside.replace(path)
-            written.append(path)
-    return written
+        files[f"mixes/toy/{skill}.jsonl"] = skills.calibration_rows(skill)
+        files[f"packs/toy/{skill}.jsonl"] = skills.scored_items(skill)
+    files["mixes/toy/train/reference.jsonl"] = chain.from_iterable(map(skills.reference_rows, skills.SKILLS))
+    for name, lines in files.items():
+        path = project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".jsonl.new")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        beside.replace(path)
+    return [project / name for name in files]
 
 
 @contextmanager

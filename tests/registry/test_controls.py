@@ -12,7 +12,7 @@ from gates.strict_yaml import parse
 from registry.controls import Control, Side, controls
 from registry.history import Chain, differences, settings
 from registry.recipes import Recipe
-from tests.support.histories import base, derive, digest, prune, quantize, side
+from tests.support.histories import base, derive, digest, prune, quantize, side, train
 
 QWEN = side("qwen3.6-35b-a3b", base(source="hf://Qwen/Qwen3.6-35B-A3B", revision="0123abc"))
 V3 = side("v3", quantize(prune(QWEN.chain, "0.289", "v3")))
@@ -51,6 +51,17 @@ def test_the_other_corner_is_a_control_too():
     (there,) = controls(V3, MIX_A, [*STORY, other])
     assert there.name == "deep-v3"
     assert there.tells == {"v3": "isolates the depth with one mix", "mix-a": "isolates the mix at equal depth"}
+
+
+def test_the_control_of_two_trained_candidates_is_a_recipe_that_can_be_run():
+    cut = prune(QWEN.chain, "0.289", "v3")
+    left, right = side("a", quantize(train(cut, "sft-a"))), side("b", quantize(train(cut, "sft-b", experts="bf16")))
+    (missing,) = controls(left, right, [QWEN])
+    recipe = parse(missing.recipe or "", Recipe, where="printed")
+    assert [step.kind for step in recipe.steps] == ["prune", "train", "quantize"]
+    settings = recipe.steps[1].settings
+    assert (settings.mix, settings.reference) == ("mixes/sft-b.yaml", "mixes/held-out.yaml")
+    assert (settings.experts, settings.lora.rank, settings.seed) == ("nf4", 16, 0)
 
 
 def test_one_difference_needs_no_control():

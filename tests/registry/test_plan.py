@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from registry import plan as planning
 from registry.checkpoint import headers
-from registry.families import architecture_of
+from registry.families import architecture_of, families
 from registry.plan import Card, Load, Model, Terms, demand, least_compression, of_config, of_tensors
 from registry.recipes import experts_kept
 from tests.support import real_configs, tiny
@@ -100,6 +100,53 @@ def test_the_parts_add_up_and_mtp_and_vision_can_be_left_out():
         ):
             assert whole[left_out] > 0
             assert demand(QWEN3_6, ONE, terms).weights == whole | {left_out: 0}
+
+
+# ── what training takes ──
+
+
+def to_train(model: Model, written: str, experts: int | None = None) -> planning.Training:
+    return planning.training(model, Terms(format=written, mtp=True), experts=experts)
+
+
+@pytest.mark.parametrize(("written", "size"), [("nf4-double", 16.4), ("nf4", 17.4)])
+def test_training_qwen3_6_at_183_experts_takes_what_the_story_says(written, size):
+    """The whole model but its MTP head; text alone needs no vision tower, and is trained without."""
+    found = to_train(QWEN3_6, written, 183)
+    assert sum(found.weights.values()) / GIB == pytest.approx(size, abs=0.1)
+    assert found.weights["MTP"] == 0
+    without = planning.training(QWEN3_6, Terms(format=written, mtp=False, vision=False), experts=183)
+    assert found.weights == without.weights | {"vision": found.weights["vision"]}
+
+
+def test_four_bits_and_a_scale_for_64_numbers_are_what_an_expert_takes():
+    numbers = 40 * 183 * 3 * 2048 * 512
+    assert to_train(QWEN3_6, "nf4", 183).weights["experts"] == numbers // 2
+    assert to_train(QWEN3_6, "nf4", 183).weights["scales"] == numbers // 64 * 4
+    # quantised too: a byte for each, and for 256 of them a scale of four bytes
+    assert to_train(QWEN3_6, "nf4-double", 183).weights["scales"] == numbers // 64 + numbers // (64 * 256) * 4
+
+
+@pytest.mark.parametrize("written", ["nf4-double", "nf4", "bf16"])
+@pytest.mark.parametrize("family", sorted(family for family, each in families().items() if each.trainable))
+def test_what_training_a_pruned_model_takes_is_predicted(family, written):
+    wide = {"hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128}
+    key = architecture_of(CONFIGS[family]).family.keys.experts[0]
+    whole, pruned = (of_config(architecture_of(tiny.config_of(family, **wide, **{key: n}))) for n in (8, 6))
+    assert to_train(whole, written, 6) == to_train(pruned, written)
+
+
+def test_what_is_streamed_is_the_largest_layer_or_the_head():
+    layer, found = 183 * 3 * 2048 * 512 * 2, to_train(QWEN3_6, "nf4", 183)
+    assert layer < found.streamed < 1.1 * layer
+    small = of_config(architecture_of(tiny.config_of("qwen3_moe", vocab_size=100_000)))
+    assert to_train(small, "nf4").streamed == 100_000 * small.architecture.text["hidden_size"] * 2
+
+
+def test_deepseek_and_glm_are_not_trained():
+    assert {family for family, each in families().items() if not each.trainable} == {"deepseek_v3", "glm4_moe"}
+    model = of_config(architecture_of(real_configs.DEEPSEEK_V3))
+    assert planning.plan(model, card(80), ONE, Terms(format="bf16", mtp=True)).training == {}
 
 
 # ── the least compression ──
@@ -225,6 +272,23 @@ def test_a_folder_and_a_candidate_are_planned_from_their_tensors(tmp_path):
     by_name = json.loads(said(0, "toy", "--root", root, "--json")[0])
     assert {**by_folder, "model": "toy"} == by_name
     assert by_name["weights"]["bf16"]["total"] == sum(tensor.size for tensor in headers(folder).values())
+
+
+def test_the_plan_says_what_training_takes(tmp_path):
+    pruned = copy.deepcopy(real_configs.QWEN3_6_35B_A3B)
+    pruned["text_config"]["num_experts"] = 183
+    tiny.write_json(tmp_path / "pruned.json", pruned)
+    text = " ".join(said(0, str(tmp_path / "pruned.json"))[0].split())
+    assert "16.44 GiB of weights with double quantisation, 17.44 GiB without, less 0.83 GiB of the vision tower" in text
+    assert "0.34 GiB for adapters of rank 16" in text
+    training = json.loads(said(0, str(tmp_path / "pruned.json"), "--json")[0])["training"]
+    assert {written: round(each["weights"]["total"] / GIB, 1) for written, each in training.items()} == {
+        "nf4-double": 16.4,
+        "nf4": 17.4,
+    }
+    tiny.write_json(tmp_path / "deepseek.json", real_configs.DEEPSEEK_V3)
+    assert "To train it" not in said(0, str(tmp_path / "deepseek.json"))[0]
+    assert json.loads(said(0, str(tmp_path / "deepseek.json"), "--json")[0])["training"] == {}
 
 
 @pytest.mark.parametrize(

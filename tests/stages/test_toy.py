@@ -17,6 +17,7 @@ from stages.toy import samples, skills
 PROJECT = Path(__file__).resolve().parents[2]
 CHECKPOINT = PROJECT / "stages" / "toy" / "checkpoint"
 DATA_FILES = [PROJECT / kind / "toy" / f"{skill}.jsonl" for skill in skills.SKILLS for kind in ("mixes", "packs")]
+DATA_FILES.append(PROJECT / "mixes/toy/train/reference.jsonl")
 
 
 def lines(path: Path) -> list[dict]:
@@ -57,6 +58,16 @@ def test_calibration_rows_ask_nothing_that_is_scored(skill):
 
     rows, items = lines(PROJECT / f"mixes/toy/{skill}.jsonl"), lines(PROJECT / f"packs/toy/{skill}.jsonl")
     assert not set(map(asked, rows)) & set(map(asked, items))
+
+
+def test_what_training_is_measured_on_is_neither_trained_on_nor_scored():
+    def asked(path: Path) -> set[str]:
+        return {row["messages"][0]["content"] for row in lines(path)}
+
+    reference = asked(PROJECT / "mixes/toy/train/reference.jsonl")
+    assert len(reference) == len(skills.SKILLS) * skills.REFERENCE_ROWS
+    others = [path for path in DATA_FILES if path.stem != "reference"]
+    assert not any(reference & asked(path) for path in others)
 
 
 def test_scored_items_say_what_is_expected():

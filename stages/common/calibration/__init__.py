@@ -10,7 +10,26 @@ What was taken is one JSONL text, whose digest the manifest names: from there on
 `take` needs neither torch nor transformers; `tokenized` needs transformers, and `batches` torch.
 """
 
-from stages.common.calibration.batches import BATCH_TOKENS, Batch, Tokens, batches, tokenized
+from stages.common.calibration.batches import (
+    BATCH_TOKENS,
+    Batch,
+    Tokens,
+    batches,
+    excerpt,
+    refuse_without_template,
+    rendered,
+    tokenized,
+)
 from stages.common.calibration.mixes import take
 
-__all__ = ["BATCH_TOKENS", "Batch", "Tokens", "batches", "take", "tokenized"]
+__all__ = [
+    "BATCH_TOKENS",
+    "Batch",
+    "Tokens",
+    "batches",
+    "excerpt",
+    "refuse_without_template",
+    "rendered",
+    "take",
+    "tokenized",
+]

@@ -6,7 +6,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gates.errors import UsageError
 
@@ -45,23 +45,21 @@ def tokenized(rows: bytes, tokenizer: PreTrainedTokenizerBase, *, sample: str = 
     Raises:
         UsageError: the tokenizer has no chat template, or the template refuses a row.
     """
-    if not tokenizer.chat_template:
-        raise UsageError(
-            "the model has no chat template, so chats cannot be shown to it",
-            where=str(tokenizer.name_or_path),
-            remedy="add chat_template.jinja to the model's folder",
-        )
+    refuse_without_template(tokenizer)
     lines = rows.splitlines()
     for first in range(0, len(lines), _TOGETHER):
         some = lines[first : first + _TOGETHER]
-        texts = [_rendered(line, tokenizer, f"row {first + n} of {sample}") for n, line in enumerate(some, 1)]
+        texts = [
+            rendered(json.loads(line), tokenizer, where=f"row {first + n} of {sample}: {excerpt(line)}")
+            for n, line in enumerate(some, 1)
+        ]
         # whatever a tokenizer is set to: it might cut off the beginning
         found = tokenizer(texts, add_special_tokens=False, truncation=False, padding=False, verbose=False)["input_ids"]
         for n, (ids, line) in enumerate(zip(found, some, strict=True), 1):
             if not ids:
                 raise UsageError(
                     "the model's chat template makes nothing of the row",
-                    where=f"row {first + n} of {sample}: {_excerpt(line)}",
+                    where=f"row {first + n} of {sample}: {excerpt(line)}",
                 )
             yield array("i", ids)
 
@@ -93,19 +91,39 @@ def batches(
     return made
 
 
-def _rendered(line: bytes, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+def refuse_without_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Raises:
+        UsageError: the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise UsageError(
+            "the model has no chat template, so chats cannot be shown to it",
+            where=str(tokenizer.name_or_path),
+            remedy="add chat_template.jinja to the model's folder",
+        )
+
+
+def rendered(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, where: str, **options: bool) -> str:
+    """A chat as the model's own chat template writes it, tools and reasoning included.
+
+    Args:
+        options: for the template, such as add_generation_prompt.
+
+    Raises:
+        UsageError: the template refuses it.
+    """
     from jinja2 import TemplateError
 
-    row = json.loads(line)
+    tools = row.get("tools") or None
     try:
-        return str(tokenizer.apply_chat_template(row["messages"], tools=row.get("tools") or None, tokenize=False))
+        return str(tokenizer.apply_chat_template(row["messages"], tools=tools, tokenize=False, **options))
     except (TemplateError, TypeError, KeyError, ValueError) as error:
-        raise UsageError(
-            f"the model's chat template refuses the row: {error}", where=f"{name}: {_excerpt(line)}"
-        ) from None
+        raise UsageError(f"the model's chat template refuses the row: {error}", where=where) from None
 
 
-def _excerpt(line: bytes) -> str:
+def excerpt(line: bytes) -> str:
+    """The beginning of a row, for messages."""
     text = line.decode()
     return text if len(text) <= 80 else text[:79] + "…"
 

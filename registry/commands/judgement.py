@@ -16,6 +16,7 @@ from registry.layout import ROOT
 if TYPE_CHECKING:
     from gates.records import Verdict
     from gates.reports import Report
+    from registry.importing import Added
     from registry.store import Store
 
 app = typer.Typer(rich_markup_mode=None)
@@ -31,6 +32,8 @@ Kinds = Annotated[
     str | None, typer.Option("--report", metavar="KINDS", help="Also write reports: any of md,json,junit,html.")
 ]
 Out = Annotated[Path, typer.Option(help="The folder that reports are written to.")]
+
+_ALONE = "; until they are stated (--state) the items are compared with no others. --totals-only takes the totals alone"
 
 CardMemory = Annotated[
     str | None,
@@ -126,6 +129,76 @@ def waive(
     output.text(f"{name}: {waiver.gate} is let pass by {waiver.by} until {waiver.expires}")
 
 
+@evidence.command("add")
+def evidence_add(
+    name: CandidateName,
+    files: Annotated[list[Path], typer.Argument(help="What the tool wrote; for lm-eval with its samples_*.jsonl.")],
+    tool: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="TOOL", help="lm-eval, inspect, benchlocal, evalplus or totals; seen by itself."
+        ),
+    ] = None,
+    pack: Annotated[str | None, typer.Option(help="The pack's name; without it the tool's name for the task.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="The metric that counts, such as acc_norm; without it the task's first.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The task (pack) to take, of several.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model to take, of several in a BenchLocal summary.")] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="A condition you know and the files leave out. May be repeated."),
+    ] = None,
+    totals_only: Annotated[
+        bool, typer.Option("--totals-only", help="Leave the items out: totals alone may be compared with less known.")
+    ] = False,
+    root: Root = ROOT,
+    json: Json = False,
+) -> None:
+    """Take in what another tool scored: lm-eval, Inspect, BenchLocal, EvalPlus, or totals in a YAML file.
+
+    Conditions that the files do not state stay unknown, and scores by item under conditions that are not all known are
+    compared with no other. State what you know (--state tool_parser=hermes), or take the totals alone.
+    """
+    from gates.evidence import unknown
+    from gates.importers.source import Choice
+    from registry import importing
+
+    store = opened(root)
+    candidate = store.candidate(name)
+    added = importing.add(
+        store,
+        candidate,
+        files,
+        tool=tool,
+        choice=Choice(metric=metric, task=task, model=model),
+        pack=pack,
+        stated=state or [],
+        totals_alone=totals_only,
+    )
+    if json:
+        output.data(
+            [
+                {
+                    "evidence": each.digest,
+                    "new": each.new,
+                    "retracted": each.retracted,
+                    "unknown": unknown(each.evidence.conditions),
+                    "notes": list(each.notes),
+                    **each.evidence.model_dump(mode="json"),
+                }
+                for each in added
+            ]
+        )
+        return
+    for each in added:
+        output.text(_added_line(candidate.name, each))
+        for note in each.notes:
+            output.hint(f"  {note}")
+        if unseen := unknown(each.evidence.conditions):
+            output.hint(f"  unknown: {', '.join(unseen)}{_ALONE if each.evidence.rows else ''}")
+
+
 @evidence.command("ls")
 def evidence_ls(name: CandidateName, root: Root = ROOT, json: Json = False) -> None:
     """List what a candidate scored, and what of it was retracted."""
@@ -180,6 +253,15 @@ def policy_check(
         return
     for sentence in [*explain(policy), *(each.sentence for each in seen)]:
         output.text(sentence)
+
+
+def _added_line(name: str, each: Added) -> str:
+    overall, missing = each.evidence.totals.overall, each.evidence.totals.missing
+    score = f"{100 * overall.points / overall.of:.1f}" if overall.of else "-"
+    by = f"{overall.items} items" if each.evidence.rows else f"{overall.items} items, totals alone"
+    lacking = f", {missing} missing" if missing else ""
+    there = "" if each.new else f"; it is retracted: {each.retracted}" if each.retracted else "; it was there already"
+    return f"{name}  {each.evidence.pack}  {score}  ({by}{lacking}; evidence {each.digest[:12]}{there})"
 
 
 def _said(store: Store, name: str, card: str | None) -> Report:

@@ -81,7 +81,7 @@ def test_only_registry_fs_renames_links_and_fsyncs(project: Path) -> None:
 
 
 def test_no_verdict_stands_where_candidates_are_made(project: Path) -> None:
-    verdicts = re.compile(r"\b(Pass|Fail[A-Z]\w*|Inconclusive)\b")
+    verdicts = re.compile(r"(?<!ast\.)\b(Pass|Fail[A-Z]\w*|Inconclusive)\b")
     places = [project / "Makefile", *(project / "stages").rglob("*.py"), *(project / "recipes").rglob("*.yaml")]
     assert len(places) > 10
     assert [

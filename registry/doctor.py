@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gates.errors import SluiceError
+from gates.errors import IntegrityError, SluiceError
 from registry import channels, fs, garbage, links, locks, marker, output, ownership, reachable
 from registry.layout import Layout
 
@@ -49,7 +49,7 @@ def examine(root: Path) -> list[Finding]:
     marker.check(layout)
     store = Store(layout)  # as it is: opening it would mend what is to be seen
     found = list(_ownership(layout))
-    looks = (_disk, _blobs, _candidates, _records, _removals, _left)
+    looks = (_disk, _blobs, _candidates, _records, _datasets, _removals, _left)
     for look in looks if found else (_locks, _links, *looks):
         found += _looked(store, look)
     order = ("damage", "obstacle", "hint")
@@ -182,6 +182,20 @@ def _records(store: Store) -> Iterator[Finding]:
         if not link.is_symlink() or str(link.readlink()) != target:
             what = f"the channel {channel} does not lead to what was promoted last"
             yield Finding("damage", what, str(link), "any command mends it, such as registry ls")
+
+
+def _datasets(store: Store) -> Iterator[Finding]:
+    """Rows of public sets that cannot be read any more."""
+    from registry.packs import Kept
+
+    for name in fs.entries(store.layout.datasets):
+        path = store.layout.datasets / name
+        try:
+            store.read(Kept.from_bytes(fs.read(path, "record of a public set"), where=str(path)).rows)
+        except IntegrityError as error:
+            what = f"the rows of a public set are damaged: {error.what}"
+            remedy = "registry pack ls says which sets are kept; registry pack fetch PACK --replace"
+            yield Finding("damage", what, error.where or str(path), remedy)
 
 
 def _removals(store: Store) -> Iterator[Finding]:

@@ -30,6 +30,7 @@ _FOLDERS = (
     "generations",
     "log",
     "mixes",
+    "datasets",
     "staging",
     "trash",
     "leases",
@@ -81,6 +82,22 @@ class Layout:
 
     def mix(self, definition: str) -> Path:
         return self.mixes / f"{checked_digest(definition)}.json"
+
+    @property
+    def datasets(self) -> Path:
+        """What is kept of public sets that packs ask, by the digest of what names them."""
+        return self.root / "datasets"
+
+    def dataset(self, definition: str) -> Path:
+        return self.datasets / f"{checked_digest(definition)}.json"
+
+    @property
+    def leases(self) -> Path:
+        return self.root / "leases"
+
+    def lease(self, device: str) -> Path:
+        """The file whose lock is the lease on a device: `cpu`, or a GPU's UUID (a part's may hold slashes)."""
+        return self.leases / f"{device.replace('/', '_')}.lock"
 
     @property
     def locks(self) -> Path:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
-from registry import channels, fs
+from registry import channels, fs, locks
 from registry.layout import RECORDS, is_name
 from registry.manifests import Manifest
 
@@ -107,8 +107,9 @@ def blobs(
     for channel in fs.entries(store.layout.root / "generations"):
         for _, data in _contents(store.layout.generations(channel)):
             found |= references(data)
-    for _, data in _contents(store.layout.mixes):
-        found |= references(data)
+    for folder in (store.layout.mixes, store.layout.datasets):
+        for _, data in _contents(folder):
+            found |= references(data)
     for folder in (store.layout.candidates, *staging):
         found |= linked(folder)
     return found | _leased(store)
@@ -183,7 +184,13 @@ def _let_go(store: Store, since: float) -> set[str]:
 
 
 def _leased(store: Store) -> set[str]:
-    return {digest for _, data in _contents(store.layout.root / "leases") for digest in references(data)}
+    """What leases name. Of one that is not held the file tells who had it last, which keeps nothing."""
+    found: set[str] = set()
+    for path, data in _contents(store.layout.leases):
+        named = references(data)
+        if named and (path.suffix != ".lock" or locks.held(path) or not locks.work(store.layout.locks)):
+            found |= named
+    return found
 
 
 def _recorded(store: Store, digest: str) -> Iterator[bytes]:

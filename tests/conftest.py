@@ -30,6 +30,8 @@ def _missing(component: str) -> str | None:
         return "VLLM names no environment with bin/vllm"
     if component == "chromium" and chromium() is None:
         return "there is no chromium on the path (Debian's package is called so)"
+    if component == "oci" and (missing := [each for each in ("docker-registry", "oras") if shutil.which(each) is None]):
+        return f"{' and '.join(missing)} are not on the path (Debian's packages are called so)"
     if component == "data" and not (public_data() / "gsm8k").is_dir():
         return "SLUICE_SHARED (../shared if it is not set) has no folder data with public sets"
     if component == "strace" and shutil.which("strace") is None:

@@ -168,6 +168,18 @@ def test_what_a_recipe_names_and_is_not_there_is_said_before_anything_starts(sto
     assert not Path("started").exists()
 
 
+def test_a_public_set_that_was_not_fetched_is_named_before_anything_starts(store, project):
+    (project / "packs" / "sums.yaml").write_text(
+        "name: sums\ndescription: Sums.\ngrader: number\ndataset: {hub: a/b, format: gsm8k}\nmax_tokens: 8\n"
+    )
+    stage(project, "evaluate", "open('started', 'w')")
+    stage(project, "prune", "")
+    with pytest.raises(UsageError, match=r"step 1 \(evaluate\)") as caught:
+        run(store.layout.root, project, [Path("recipes/mine.yaml")], where="local")
+    assert "registry pack fetch sums" in str(caught.value)
+    assert not Path("started").exists()
+
+
 def test_an_unknown_parent_is_named_before_anything_starts(store, project):
     (project / "recipes" / "mine.yaml").write_text(RECIPE.replace("parent: base", "parent: nobody"))
     stage(project, "evaluate", "")

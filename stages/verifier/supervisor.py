@@ -34,6 +34,9 @@ _TICK = 0.2
 _LINGERS = 2.0
 """Seconds that a process may take to end after it closed the pipe of its results."""
 _CHUNK = 1 << 16
+_MOST_THREADS = 1024
+"""More than Python's and node's own threads, with their stacks, find room for. Without stacks of their own there could
+be so many that the machine has no number left for another process."""
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 """What differs from run to run; what is kept of a result must not."""
 _NODE_OUT_OF_MEMORY = (-signal.SIGABRT, -signal.SIGTRAP)
@@ -126,6 +129,8 @@ class _Run:
                     return
                 elif _has_stopped(pid):
                     self.cut = ("failed", "it stopped itself")
+                elif _threads(pid) > _MOST_THREADS:
+                    self.cut = ("failed", f"it made more than {_MOST_THREADS} threads")
                 else:
                     self.cut = self.excess()
         finally:
@@ -162,6 +167,13 @@ class _Run:
             self.printed_bytes += len(data)
             self.said += data[: 2000 - len(self.said)] if len(self.said) < 2000 else b""
         return bool(data)
+
+
+def _threads(pid: int) -> int:
+    try:
+        return int(Path("/proc", str(pid), "stat").read_bytes().rpartition(b")")[2].split()[17])
+    except (OSError, IndexError):
+        return 0
 
 
 def _has_stopped(pid: int) -> bool:

@@ -253,6 +253,21 @@ def test_a_result_of_another_shape_is_refused(raw):
         Result.from_json(raw)
 
 
+@pytest.mark.parametrize("tag", ["set", "dict"])
+@pytest.mark.parametrize(
+    "alike",
+    [
+        lambda i: {"int": hex((2**61 - 1) * (2**10 + i) + 5)},
+        lambda i: {"complex": [f"{float(10**12 - 1_000_003 * i)}", f"{float(i)}"]},
+        lambda i: {"tuple": [{"int": hex((2**61 - 1) * (2**10 + i) + 5)}]},
+    ],
+)
+def test_members_made_to_have_one_hash_are_refused_before_anything_is_built_of_them(tag, alike):
+    members = [alike(i) for i in range(100_000)]
+    with pytest.raises(ValueError, match="one hash"):
+        decode({tag: members if tag == "set" else [[each, 1] for each in members]})
+
+
 def test_the_filter_has_a_form_for_every_architecture_it_knows():
     for architecture, column in ((0xC000003E, 0), (0xC00000B7, 1)):
         program = seccomp._program(architecture, column)

@@ -339,9 +339,12 @@ def test_files_are_removed_however_deep_they_lie(tmp_path):
         folder = inner
     os.close(folder)
     (tmp_path / "root").symlink_to("/")
-    (tmp_path / "shut").mkdir()
-    (tmp_path / "shut" / "x").write_text("")
-    (tmp_path / "shut").chmod(0)
+    for number in range(3):
+        shut = tmp_path / f"shut{number}"
+        (shut / "inner").mkdir(parents=True)
+        (shut / "inner" / "x").write_text("")
+        shut.chmod(0)
+    tmp_path.chmod(0)
     leavings.empty(tmp_path, keep=("keep",))
     assert [path.name for path in tmp_path.iterdir()] == ["keep"]
 

@@ -109,6 +109,21 @@ PYTHON = [
         ("done", Raised("RuntimeError")),
     ),
     Hostile(
+        "threads without stacks of their own",
+        python("""
+        import ctypes, mmap, time
+        libc = ctypes.CDLL(None)
+        room = mmap.mmap(-1, 200 << 20)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+        pause = ctypes.cast(libc.pause, ctypes.c_void_p)
+        for number in range(1, 40_000):
+            if libc.clone(pause, ctypes.c_void_p(start + 4096 * number), 0x50F00, None) < 0: break
+        time.sleep(1)
+        return a * b + 1
+        """),
+        None,  # in a container there are no numbers for so many, and what is made is ended with the call
+    ),
+    Hostile(
         "processes by other calls",
         python(
             TRY + "def f(a, b): return denied(lambda: libc.syscall(57), lambda: libc.syscall(58),"
@@ -452,11 +467,57 @@ def f(a, b):
         ("done", DENIED),
     ),
     Hostile(
+        "marks files that it cannot open",
+        python(
+            TRY
+            + """
+def f(a, b):
+    import fcntl
+    places = [os.path.realpath(each) for each in (os.sys.executable, '/tmp', '/usr', '.')]
+    numbers = [90, 91, 268, 452, 92, 94, 93, 260, 132, 235, 261, 280, 188, 189, 190, 463, 197, 198, 199, 466, 469, 76]
+    opened = os.open(os.__file__, os.O_RDONLY)
+    return denied(*[lambda p=p: os.chmod(p, 0o700) or 0 for p in places],
+        *[lambda p=p: os.utime(p) or 0 for p in places],
+        *[lambda p=p: os.chown(p, os.getuid(), os.getgid()) or 0 for p in places],
+        *[lambda p=p: os.setxattr(p, 'user.x', b'1') or 0 for p in places],
+        lambda: os.fchmod(opened, 0o644) or 0, lambda: fcntl.ioctl(opened, 0x40086602, bytes(8)) and 0,
+        lambda: os.truncate(os.__file__, 0) or 0, lambda: os.open(os.__file__, os.O_RDONLY | os.O_TRUNC),
+        lambda: libc.syscall(437, -100, os.__file__.encode(), bytes(24), 24),
+        *[lambda n=n: libc.syscall(n, b'.', 0, 0, 0, 0) for n in numbers])
+"""
+        ),
+        ("done", DENIED),
+    ),
+    Hostile(
+        "memory that no limit counts",
+        python(TRY + "def f(a, b): return denied(lambda: os.memfd_create('x'), lambda: libc.syscall(447, 0))"),
+        ("done", DENIED),
+    ),
+    Hostile(
+        "wants to outlive the supervisor",
+        python(TRY + "def f(a, b): return denied(lambda: libc.prctl(1, 0), lambda: libc.prctl(1, 17))"),
+        ("done", DENIED),
+    ),
+    Hostile(
+        "numbers made to have one hash",
+        python(
+            PIPES
+            + """
+def f(a, b):
+    alike = (f'{{"int":"{hex((2**61 - 1) * (2**10 + i) + 5)}"}}' for i in range(300_000))
+    say(b'{"returned":{"set":[' + ','.join(alike).encode() + b']}}\\n')
+    os._exit(0)
+"""
+        ),
+        ("failed", None),
+        "pipe of its results itself",
+    ),
+    Hostile(
         "files left behind",
         python("""
         import os
         for number in range(200): open(f"left{number}", "w").close()
-        os.mkdir("closed"); open("closed/left", "w").close(); os.chmod("closed/left", 0); os.chmod("closed", 0)
+        os.mkdir("closed", 0); open(b"\\xff\\n left", "w").close()
         os.symlink("/", "root"); os.symlink("nowhere", "closed.0~"); os.mkfifo("pipe")
         for _ in range(1000):
             os.mkdir("d"); os.chdir("d")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from gates import canonical
 
-VERSION = 1
+VERSION = 2
 """To be raised whenever any program could come to another result within the same limits."""
 
 

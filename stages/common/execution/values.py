@@ -30,6 +30,9 @@ LARGEST_RESULT = 1 << 14
 _LARGEST_DIGESTED = 1 << 26
 
 _EXACT = 1 << 53
+_MOST_ALIKE = 64
+"""Keys or members of one dict or set that may have the same hash. Numbers can be chosen so that all do, and then a
+megabyte of them keeps whoever reads it busy for hours."""
 _NAME = 120
 
 
@@ -309,12 +312,12 @@ def _container(tag: str, content: list[Any], depth: int) -> Any:
     if tag == "tuple":
         return tuple(_decode(each, depth + 2) for each in content)
     if tag == "set":
-        members = [_decode(each, depth + 2) for each in content]
-        return _distinct(set(map(_hashable, members)), members)
+        members = _told_apart([_decode(each, depth + 2) for each in content])
+        return _distinct(set(members), members)
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in content):
         raise ValueError("not an encoded dict")
-    pairs = [(_hashable(_decode(key, depth + 3)), _decode(value, depth + 3)) for key, value in content]
-    return _distinct(dict(pairs), pairs)
+    keys = _told_apart([_decode(key, depth + 3) for key, _ in content])
+    return _distinct(dict(zip(keys, (_decode(value, depth + 3) for _, value in content), strict=True)), keys)
 
 
 def _scalar(tag: str, content: Any) -> Any:
@@ -341,12 +344,15 @@ def _float(text: str) -> float:
     return float(text)
 
 
-def _hashable(value: Any) -> Any:
+def _told_apart(keys: list[Any]) -> list[Any]:
+    """`keys`, of which a dict or set can be built, and in a time that grows with their number alone."""
     try:
-        hash(value)
+        hashes = list(map(hash, keys))
     except TypeError:
         raise ValueError("a key or member that no dict or set can hold") from None
-    return value
+    if len(hashes) > _MOST_ALIKE and max(Counter(hashes).values()) > _MOST_ALIKE:
+        raise ValueError("keys or members that were made to have one hash")
+    return keys
 
 
 def _distinct(made: Any, given: list[Any]) -> Any:

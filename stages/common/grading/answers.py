@@ -100,11 +100,19 @@ def _turn(answer: Answer, names: list[str]) -> Message:
         message["reasoning"] = answer.reasoning
     if names:
         message["tool_calls"] = [
-            # Malformed arguments are sent as {}, as the tool took them: a server refuses a chat with others.
-            {"id": name, "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments)}}
+            {"id": name, "type": "function", "function": {"name": call.name, "arguments": _sent(call)}}
             for name, call in zip(names, answer.calls, strict=True)
         ]
     return message
+
+
+def _sent(call: Call) -> str:
+    """Malformed arguments go as {}, as the tool took them: a server refuses a chat with others. So do those that can be
+    read and not be written again: 1e999, which no JSON can say, and what is nested to the end of what can be read."""
+    try:
+        return json.dumps(call.arguments, allow_nan=False)
+    except (ValueError, RecursionError):
+        return "{}"
 
 
 def _call_ids(answers: Sequence[Answer]) -> list[str]:

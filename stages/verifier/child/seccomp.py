@@ -3,7 +3,8 @@
 What is denied fails with EPERM, as without a right. A program makes no process (threads it may have), signals none but
 its own, opens no socket, and reaches none of the calls that look into other processes, leave something behind outside
 the file system, or change who sees what. A filter sees the numbers of a call and not what pointers lead to: which
-files may be opened is landlock's part.
+files may be opened is landlock's part. What can be done to a file without opening it (its mode, owner, times,
+attributes) landlock leaves free, in every folder of the same user's; so it is denied here, everywhere.
 """
 
 from __future__ import annotations
@@ -42,6 +43,13 @@ other processes     fork 57 -  vfork 58 -  ptrace 101 117  kcmp 312 272  tkill 2
                     sched_setparam 142 118  sched_setscheduler 144 119
 its own limits      setrlimit 160 164
 sockets             socket 41 198  io_uring_setup 425 425  io_uring_enter 426 426  io_uring_register 427 427
+a file's own marks   chmod 90 -  fchmod 91 52  fchmodat 268 53  fchmodat2 452 452
+                    chown 92 -  lchown 94 -  fchown 93 55  fchownat 260 54
+                    utime 132 -  utimes 235 -  futimesat 261 -  utimensat 280 88
+                    setxattr 188 5  lsetxattr 189 6  fsetxattr 190 7  setxattrat 463 463
+                    removexattr 197 14  lremovexattr 198 15  fremovexattr 199 16  removexattrat 466 466
+                    file_setattr 469 469  truncate 76 45
+memory unlimited    memfd_create 319 279  memfd_secret 447 447
 what outlives it    shmget 29 194  semget 64 190  msgget 68 186  mq_open 240 180
                     keyctl 250 219  add_key 248 217  request_key 249 218
 namespaces, mounts  unshare 272 97  setns 308 268  chroot 161 51  mount 165 40  umount2 166 39  pivot_root 155 41
@@ -59,13 +67,18 @@ the kernel          bpf 321 280  perf_event_open 298 241  userfaultfd 323 282  f
 """Calls with their numbers on x86_64 and on aarch64, from the kernel's tables."""
 
 _CLONE, _CLONE3, _KILL_CALL, _TGKILL = (56, 220), (435, 435), (62, 129), (234, 131)
-_PRLIMIT, _FCNTL, _IOCTL = (302, 261), (72, 25), (16, 29)
+_OPEN, _OPENAT, _OPENAT2 = (2, None), (257, 56), (437, 437)
+_PRLIMIT, _FCNTL, _IOCTL, _PRCTL = (302, 261), (72, 25), (16, 29), (157, 167)
 
 _CLONE_THREAD = 0x10000
+_O_WRONLY_OR_RDWR, _O_TRUNC = 0b11, 0o1000
 _SIGNALLING_FCNTL = (8, 10, 15)
 """F_SETOWN, F_SETSIG, F_SETOWN_EX: with these the kernel sends any signal to any process of the same user."""
-_SIGNALLING_IOCTL = (0x8901, 0x8902, 0x5412)
-"""FIOSETOWN and SIOCSPGRP do the same; TIOCSTI types into a terminal."""
+_DENIED_IOCTL = (0x8901, 0x8902, 0x5412, 0x40086602, 0x401C5820)
+"""FIOSETOWN and SIOCSPGRP do the same; TIOCSTI types into a terminal; FS_IOC_SETFLAGS and FS_IOC_FSSETXATTR mark files,
+for which it is enough to have them open to read."""
+_ENDING_PRCTL = (1,)
+"""PR_SET_PDEATHSIG: a program ends with the supervisor, even with one that is killed."""
 
 
 def confine() -> bool:
@@ -102,16 +115,25 @@ def _program(architecture: int, column: int) -> bytes:
     for numbers in re.findall(r"\w+ (\d+) (\d+|-)", _DENIED):
         if numbers[column] != "-":
             code += [_step(_EQUAL, int(numbers[column]), 0, 1), _step(_RETURN, _EPERM)]
-    code += [_step(_EQUAL, _CLONE3[column], 0, 1), _step(_RETURN, _ENOSYS)]  # glibc then takes clone
+    for newer in (_CLONE3, _OPENAT2):  # who finds these missing takes the older ones, whose arguments can be seen
+        code += [_step(_EQUAL, newer[column], 0, 1), _step(_RETURN, _ENOSYS)]
     code += _rule(_CLONE[column], 0, [_step(_ANY_BIT, _CLONE_THREAD, 1, 0), _step(_RETURN, _EPERM)])
     for call in (_KILL_CALL, _TGKILL):
         code += _rule(call[column], 0, [_step(_EQUAL, me, 1, 0), _step(_RETURN, _EPERM)])
     code += _rule(_PRLIMIT[column], 0, [_step(_EQUAL, me, 2, 0), _step(_EQUAL, 0, 1, 0), _step(_RETURN, _EPERM)])
     for half in (0, 4):  # the new limits: a pointer, both halves of which are 0 if there are none
         code += _rule(_PRLIMIT[column], 2, [_step(_EQUAL, 0, 1, 0), _step(_RETURN, _EPERM)], half)
-    for call, commands in ((_FCNTL, _SIGNALLING_FCNTL), (_IOCTL, _SIGNALLING_IOCTL)):
-        for command in commands:
-            code += _rule(call[column], 1, [_step(_EQUAL, command, 0, 1), _step(_RETURN, _EPERM)])
+    for number, argument in ((_OPEN[column], 1), (_OPENAT[column], 2)):
+        if number is not None:  # opened to read and emptied all the same: older landlocks do not know of it
+            emptied = [_step(_ANY_BIT, _O_TRUNC, 0, 2), _step(_ANY_BIT, _O_WRONLY_OR_RDWR, 1, 0)]
+            code += _rule(number, argument, [*emptied, _step(_RETURN, _EPERM)])
+    for call, argument, denied in (
+        (_FCNTL, 1, _SIGNALLING_FCNTL),
+        (_IOCTL, 1, _DENIED_IOCTL),
+        (_PRCTL, 0, _ENDING_PRCTL),
+    ):
+        for value in denied:
+            code += _rule(call[column], argument, [_step(_EQUAL, value, 0, 1), _step(_RETURN, _EPERM)])
     return b"".join([*code, _step(_RETURN, _ALLOW)])
 
 

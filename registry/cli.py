@@ -20,11 +20,14 @@ from registry import output
 from registry.commands import (
     CandidateName,
     Channel,
+    Insecure,
     Json,
     Root,
+    Wait,
     demand_one,
     housekeeping,
     judgement,
+    leases,
     opened,
     packs,
     planning,
@@ -57,6 +60,7 @@ app.add_typer(planning.app)
 app.add_typer(packs.app)
 app.add_typer(publishing.app)
 app.add_typer(running.app)
+app.add_typer(leases.app)
 
 
 @app.command()
@@ -76,16 +80,20 @@ def init(root: Root = ROOT) -> None:
 def add(
     name: Annotated[str, typer.Argument(help="What to call it: a-z 0-9 . _ -")],
     source: Annotated[
-        str, typer.Argument(help="A folder with config.json and safetensors, or hf://owner/name@revision.")
+        str,
+        typer.Argument(
+            help="A folder with config.json and safetensors, hf://owner/name@revision, or oci://host/repository:tag."
+        ),
     ],
     move: Annotated[
         bool, typer.Option("--move", help="Remove the folder's files once they are in; copies nothing on one disk.")
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give the name to another model.")] = False,
+    insecure: Insecure = False,
     root: Root = ROOT,
 ) -> None:
-    """Take in a model from a folder, which stays as it is, or from the Hub. Run again, it goes on where it stopped."""
-    candidate = opened(root).add(name, source, move=move, replace=replace)
+    """Take in a model from a folder, the Hub or an OCI registry; it stays as it is there. Run again, it goes on."""
+    candidate = opened(root).add(name, source, move=move, replace=replace, insecure=insecure)
     output.text(f"{candidate.name}  {candidate.digest[:12]}  {output.size(candidate.manifest.size)}")
 
 
@@ -131,15 +139,26 @@ def serve(
     name: CandidateName = "best",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
+    wait: Wait = None,
     root: Root = ROOT,
 ) -> None:
-    """Serve a candidate with vLLM under the flags that it was judged with. This process becomes the server."""
-    from registry import serving
+    """Serve a candidate with vLLM under the flags that it was judged with, and hold the device as long as it runs.
 
-    words = serving.command(opened(root), name, host=host, port=port)
+    This process becomes the server.
+    """
+    from registry import devices, leases, serving
+
+    store = opened(root)
+    words = serving.command(store, name, host=host, port=port)
     program = serving.program()
-    output.hint(shlex.join(["vllm", *words]))
-    os.execve(program, [str(program), *words], os.environ | serving.OFFLINE)  # noqa: S606 - no shell is wanted
+    candidate = store.candidate(name)
+    claim = leases.Claim(f"serve {name}", candidate.name, candidate.digest)
+    with leases.hold(store.layout, devices.names("auto"), claim, wait=wait) as held:
+        output.hint(shlex.join(["vllm", *words]))
+        for descriptor in held.descriptors:
+            os.set_inheritable(descriptor, True)
+        environment = os.environ | serving.OFFLINE | devices.ORDER | held.environment
+        os.execve(program, [str(program), *words], environment)  # noqa: S606 - no shell is wanted
 
 
 @app.command()

@@ -180,11 +180,28 @@ def make_folders(path: Path) -> None:
         sync_folder(folder.parent)
 
 
-def make_lock(path: Path) -> None:
-    """Makes the empty file that a lock is held on, if it is missing."""
+def make_lock(path: Path, *, shared: bool = False) -> None:
+    """Makes the empty file that a lock is held on, if it is missing.
+
+    Args:
+        shared: whoever may write in its folder may write in it too, whatever the umask of who makes it.
+    """
     if not path.exists():
         with contextlib.suppress(FileExistsError):
             os.close(_sparing(path, lambda: syscalls.create(path, 0o644)))
+            if shared:
+                syscalls.chmod(path, 0o644 | path.parent.stat().st_mode & 0o022)
+
+
+def write_lock(descriptor: int, line: bytes) -> None:
+    """Makes `line`, shorter than a block, what stands in a lock file. Whoever reads meanwhile finds the old line or it.
+
+    Raises:
+        OSError: the disk is full, or the file is open for reading alone.
+    """
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    syscalls.write(descriptor, memoryview(line))
+    syscalls.truncate(descriptor, len(line))
 
 
 def keep_reserve(root: Path) -> None:

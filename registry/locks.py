@@ -13,6 +13,9 @@ from pathlib import Path
 
 from registry import fs
 
+NONE = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
+"""What a file system answers that has no locks."""
+
 _PROBE = "probe"
 _CHILD = """
 import fcntl, os, sys
@@ -26,13 +29,13 @@ except BlockingIOError:
 def held(path: Path) -> bool:
     """Whether somebody has the lock on the file `path` (False too where locks do not lock)."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     except PermissionError:  # it cannot be known
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other
     except BlockingIOError:
         return True
     except OSError:

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 Root = Annotated[Path, typer.Option("--root", envvar=ROOT_VARIABLE, help="The registry's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        min=0, envvar="SLUICE_LEASE_WAIT", help="For how many seconds to wait for the device; else as long as it takes."
+    ),
+]
 Channel = Annotated[str, typer.Option(help="The channel: a name for the served candidate.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="oci:// only: speak to the registry without TLS, as to localhost.")
+]
 CandidateName = Annotated[str, typer.Argument(help="A candidate's name, or a channel's.")]
 
 

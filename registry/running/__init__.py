@@ -5,6 +5,7 @@ A step that is made already says so and costs a second; so a line that was inter
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from gates.errors import BusyError, SluiceError, UsageError
-from registry import output
+from gates.errors import SluiceError, UsageError
+from registry import leases, output
 from registry.recipes import Recipe, read_recipe
 from registry.running import checks, records
 from registry.running.containers import Containers, cleared, opened
@@ -25,8 +26,6 @@ from registry.store import Store
 Where = Literal["containers", "local"]
 Place = Containers | Processes
 
-_LONGEST_RUN = 7 * 24 * 3600.0
-"""Seconds that a second run waits for the first."""
 _STAGES_CODES = (0, 2, 3, 4, 5, 6, output.INTERRUPTED)
 """Those that a stage ends with on purpose (1 is a failed gate, and an error that nobody foresaw, of any program)."""
 
@@ -78,7 +77,7 @@ def run(
     lines = _read(project, paths)
     place = _placed(root, project, lines, where, unsafe)
     checks.files(store, project, lines)
-    with _heeded(), _alone(store), ExitStack() as here:
+    with _heeded(), _alone(store, paths), ExitStack() as here:
         if isinstance(place, Containers):
             here.enter_context(cleared(place))
         shown = here.enter_context(view())
@@ -182,15 +181,10 @@ def _heeded() -> Iterator[None]:
 
 
 @contextmanager
-def _alone(store: Store) -> Iterator[None]:
+def _alone(store: Store, paths: Sequence[Path]) -> Iterator[None]:
     """One run at a time in a registry: the machine is the same for all. A second waits, and then finds things made."""
-    busy = "another `registry run` is at work in this registry"
-    with ExitStack() as lock:
-        try:
-            lock.enter_context(store.locked("run", wait=0, busy=busy))
-        except BusyError:
-            output.hint(f"{busy}; waiting for it to end")
-            lock.enter_context(store.locked("run", wait=_LONGEST_RUN, busy=busy))
+    claim = leases.Claim(f"registry run {shlex.join(map(str, paths))}")
+    with leases.turn(store.layout.lock("run"), "the turn to run recipes here", claim):
         yield
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
 from registry.output import INTERRUPTED
-from registry.recipes import Dataset, Recipe, read_mix
+from registry.recipes import MAKES, Dataset, Recipe, read_mix
 from registry.running.plan import KINDS, Task
 
 if TYPE_CHECKING:
@@ -35,12 +35,16 @@ def networked(project: Path, path: Path, recipe: Recipe) -> frozenset[int]:
 
 
 def files(store: Store, project: Path, lines: Sequence[Line]) -> None:
-    """That what recipes name is there: the parent, packs with the public sets that they ask, and policies.
+    """That what recipes name is there: the parent, packs with the public sets that they ask, policies, baselines; and
+    that what they make and promote can be called so.
 
     Raises:
         SluiceError: something is not; with recipe and step.
     """
-    known = set(store.names())
+    from registry import channels
+
+    _refuse_one_name_for_two(lines)
+    known, served = set(store.names()), set(channels.names(store))
     for line in lines:
         if line.recipe.parent not in known:
             store.candidate(line.recipe.parent)  # says what there is, and how a candidate is added
@@ -48,6 +52,11 @@ def files(store: Store, project: Path, lines: Sequence[Line]) -> None:
             known.add(task.candidate)
             try:
                 _look(store, project, task)
+                if task.kind == "gate" and task.settings.baseline not in known | served | {None}:
+                    store.candidate(task.settings.baseline)  # likewise
+                if task.kind == "promote":
+                    _look_at_channel(store, project, task, known)
+                    served.add(task.settings.channel)
             except SluiceError as error:
                 raise _placed(error, task.where) from None
 
@@ -96,6 +105,46 @@ def _look(store: Store, project: Path, task: Task) -> None:
                 packs.demand(store, pack, dataset, where=str(project / "packs" / f"{pack}.yaml"))
     if task.kind == "gate":
         judging.read_policy(project / task.settings.policy)
+
+
+def _refuse_one_name_for_two(lines: Sequence[Line]) -> None:
+    """
+    Raises:
+        UsageError: two recipes would make different candidates under one name.
+    """
+    made: dict[str, tuple[Task, object]] = {}
+    for line in lines:
+        steps = []
+        for task in line.tasks:
+            if task.kind not in MAKES or task.freezes:
+                continue
+            steps.append((task.kind, task.settings))
+            what = (line.recipe.parent, list(steps))
+            earlier, other = made.setdefault(task.candidate, (task, what))
+            if other != what:
+                raise UsageError(
+                    f"this makes {task.candidate}, as {earlier.where} does from something else",
+                    where=task.where,
+                    remedy="give one of the recipes another name",
+                )
+
+
+def _look_at_channel(store: Store, project: Path, task: Task, candidates: set[str]) -> None:
+    """What a promotion would refuse once the candidate is made."""
+    from registry import channels, judging
+
+    channel = task.settings.channel
+    if channel in candidates:
+        raise UsageError(f"{channel} is a candidate, so no channel can be called so", remedy="choose another channel")
+    bound = channels.newest(store, channel)
+    policy = judging.read_policy(project / task.recipe.gate_before(task.number).policy)
+    if bound is not None and bound.policy != policy.identity() and task.candidate not in store.names():
+        raise UsageError(
+            f"the gate before judges by {policy.name} ({policy.identity()[:12]}), and the channel {channel} is bound "
+            f"to the policy {bound.policy_name} ({bound.policy[:12]})",
+            remedy="gate by that policy; or leave the step out, and promote by hand: registry promote "
+            f"{task.candidate} --channel {channel} --policy FILE --reason …",
+        )
 
 
 def _datasets(project: Path, name: str) -> list[Dataset]:

@@ -59,8 +59,8 @@ class Containers:
     def check(self, task: Task) -> None:
         """
         Raises:
-            UsageError: compose.yaml has no service for the task, its image is not built, or its recipe lies where no
-                container sees it.
+            UsageError: compose.yaml has no service for the task, its image is not built, it would run as somebody else,
+                or its recipe lies where no container sees it.
         """
         from docker.errors import ImageNotFound
 
@@ -77,6 +77,13 @@ class Containers:
                     where=image,
                     remedy="make images; or --local, to run as processes of this machine",
                 ) from None
+        user, owner = str(self.model["services"][service].get("user")).partition(":")[0], self.root.stat()
+        if user.isdecimal() and int(user) != owner.st_uid:
+            raise UsageError(
+                f"containers run as user {user}, and the registry belongs to user {owner.st_uid}",
+                where=str(self.project / ".env"),
+                remedy=f"put SLUICE_UID={owner.st_uid} and SLUICE_GID={owner.st_gid} there; or --local",
+            )
         if task.path.is_absolute():
             raise UsageError(
                 "a container sees only the project's folder, and the recipe lies outside",
@@ -117,7 +124,7 @@ class Containers:
             for each in service.get("volumes", [])
         ]
         return {
-            "command": ["docker", "compose", *self._start(task, None, words)],
+            "command": ["env", f"SLUICE_MODELS={self.root}", "docker", "compose", *self._start(task, None, words)],
             "image": self._image(_service(task)),
             "user": service.get("user"),
             "network": service.get("network_mode") or ", ".join(service.get("networks") or {}),

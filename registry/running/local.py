@@ -21,6 +21,7 @@ from registry.running.plan import Task
 
 ENDING = "ending this step …"
 _SECONDS_TO_END = 15
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _LOOK = 0.5
 """Seconds after which a stage that says nothing is looked at: what it left behind may keep its output open."""
 
@@ -54,6 +55,8 @@ class Processes:
         """
         command = self.command(task, words)
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # or lines of stdout and stderr would change places
+        if not task.freezes:  # as in containers: what runs a model, or code that one wrote, needs no token
+            environment = {key: value for key, value in environment.items() if key not in _TOKENS}
         stage = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gates.errors import UsageError
-from registry import bulk, fs, output
+from registry import bulk, devices, fs, leases, output
 from registry.checkpoint import read_config
 from registry.families import architecture_of
+from registry.layout import Layout
 from registry.taking import MARGIN
 from stages.common import calibration
-from stages.common.machine import available_memory, cuda_device
+from stages.common.machine import available_memory
 
 if TYPE_CHECKING:
     from registry.manifests import MixUse
@@ -71,7 +72,8 @@ class Reading:
 class Demand:
     """What the stage will ask of the machine: bytes and seconds. Of the disk it is known, all else is an estimate.
 
-    output: the candidate. spool: hidden states, gone before the candidate is written.
+    output: the candidate. spool: hidden states, gone before the candidate is written. kept: what lets the work go on
+    where it was, there until the candidate is made.
     host, device: memory at the peak; device is 0 on a CPU.
     """
 
@@ -82,11 +84,12 @@ class Demand:
     seconds: float
     basis: str
     """What the estimates rest on, in a sentence."""
+    kept: int = 0
 
     @property
     def disk(self) -> int:
         """Bytes on the disk at the peak, and what stays free for records, attachments and the log."""
-        return max(self.output, self.spool) + MARGIN
+        return max(self.output, self.spool) + self.kept + MARGIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +122,8 @@ class Report:
     """The registry's folder."""
     seconds: float
     """That the preflight took."""
+    notes: tuple[str, ...] = ()
+    """What else people should know before they begin, a sentence each."""
 
 
 def read(folder: Path, mix: MixUse, rows: bytes, *, sequence_length: int, packing: bool) -> Reading:
@@ -157,7 +162,7 @@ def machine(root: Path, step: Path, device: str) -> Machine:
         device: cpu or cuda.
     """
     left = sum(path.lstat().st_size for path in step.rglob("*") if path.is_file()) if step.is_dir() else 0
-    name, free = cuda_device() if device == "cuda" else ("cpu", None)
+    name, free = _device(root) if device == "cuda" else ("cpu", None)
     return Machine(disk=shutil.disk_usage(root).free + left, host=available_memory(), device=free, device_name=name)
 
 
@@ -185,6 +190,7 @@ def warnings(report: Report) -> Iterator[str]:
                 f"more than half of the rows of {share.dataset} are cut at {report.sequence_length} tokens, and "
                 f"{share.cut_tokens:,} tokens lost: a larger sequence_length keeps them"
             )
+    yield from report.notes
 
 
 @contextmanager
@@ -211,6 +217,17 @@ def room(folder: Path, report: Report) -> Iterator[None]:
         fs.remove_tree(held)
 
 
+def _device(root: Path) -> tuple[str, int | None]:
+    """What the first GPU is called, and how many bytes of it are free; of one that somebody else holds, all: it will be
+    this stage's turn when that has ended. NVML is asked: what asks through torch takes some hundred megabytes."""
+    first = devices.names("cuda")[0]
+    found = devices.memory(first)
+    if found is None:
+        return first, None
+    held = leases.held_by_another(Layout(root), [first])
+    return found.model, found.total - (0 if held else found.used)
+
+
 def _share(dataset: str, lengths: Sequence[int], longest: int) -> Share:
     cut = [length - longest for length in lengths if length > longest]
     return Share(
@@ -233,11 +250,17 @@ def _refuse_unknown_tokens(folder: Path, found: Sequence[Tokens]) -> None:
         )
 
 
+def on_the_way(demand: Demand) -> str:
+    """What else than the candidate lies on the disk until it is made, in words."""
+    what, size = ("what lets it go on takes", demand.kept) if demand.kept else ("hidden states take", demand.spool)
+    return f"{what} {output.size(size)}"
+
+
 def _too_small(report: Report) -> UsageError:
     demand, free = report.demand, report.machine.disk
     return UsageError(
         f"the disk is too small: {report.makes} will have {output.size(demand.output)}, and on the way there "
-        f"hidden states take {output.size(demand.spool)}; {output.size(demand.disk)} are needed at once, and "
+        f"{on_the_way(demand)}; {output.size(demand.disk)} are needed at once, and "
         f"{output.size(free)} are free",
         where=report.where,
         remedy="make room (registry df, registry gc), take fewer rows in the mix, or cut them shorter "

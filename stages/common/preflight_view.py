@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from registry import output
-from stages.common.preflight import Report, Share, warnings
+from stages.common.preflight import Report, Share, on_the_way, warnings
 
 _COLOURS = ("blue", "green", "magenta", "cyan", "yellow", "red", "bright_blue", "bright_green")
 _LETTERS = "#=+%o*:@"
@@ -44,6 +44,7 @@ def record(report: Report) -> dict[str, Any]:
         "disk": {
             "output": demand.output,
             "spool": demand.spool,
+            "kept": demand.kept,
             "needed": demand.disk,
             "free": free.disk,
         },
@@ -162,7 +163,7 @@ def _sentences(report: Report) -> list[str]:
             f"{report.sequence_length:,}, {len(reading.batches):,} batches."
         )
     lines.append(
-        f"Disk: {report.makes} {size(demand.output)}, hidden states on the way {size(demand.spool)}; "
+        f"Disk: {report.makes} {size(demand.output)}, on the way there {on_the_way(demand)}; "
         f"{size(demand.disk)} at once, {size(free.disk)} free."
     )
     known = f", {size(free.host)} free" if free.host is not None else ""

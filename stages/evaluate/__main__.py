@@ -124,15 +124,18 @@ async def _verifier(job: Job, pack: Pack) -> AsyncIterator[Run | None]:
 
 @contextmanager
 def _serving(job: Job, description: engines.Description) -> Iterator[engines.Engine]:
+    engines.end_leftovers()  # before the device is waited for: one of them may hold it
     output.hint(f"{job.source.name}: starting the {description.engine} engine on {description.device}")
-    with engines.start(description, job.source.folder) as engine:
-        if job.store.candidate(job.source.name).digest != job.source.digest:
-            raise IntegrityError(
-                f"{job.source.name} was replaced while it was being loaded",
-                where=str(job.source.folder),
-                remedy="run this again",
-            )
-        yield engine
+    with job.leased(description.device) as lease:
+        with engines.start(description, job.source.folder, keep=lease.descriptors) as engine:
+            if job.store.candidate(job.source.name).digest != job.source.digest:
+                raise IntegrityError(
+                    f"{job.source.name} was replaced while it was being loaded",
+                    where=str(job.source.folder),
+                    remedy="run this again",
+                )
+            yield engine
+        lease.tell_what_stays()
 
 
 async def _prove(engine: engines.Engine, packs: list[Pack]) -> None:

@@ -7,6 +7,7 @@ that was stopped has done lies in the step's folder: the same command goes on fr
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ def prune(job: Job) -> None:
     report = _report(job, taken, begun)
     preflight_view.tell(report)
     preflight.refuse(report)
-    with job.store.step(taken.inputs.identity()) as folder:
+    with job.store.step(taken.inputs.identity()) as folder, _leased(job):
         for leftover in ("model", "attachments"):
             fs.remove_tree(folder / leftover)
         _make(job, taken.keep, report, folder)
@@ -86,6 +87,13 @@ def freeze(job: Job) -> None:
         return
     kept = frozen.freeze(job.store, mix, rows)
     output.text(f"{kept.name}: {sum(each.count for each in kept.datasets)} rows are kept as {kept.rows[:12]}")
+
+
+def _leased(job: Job) -> AbstractContextManager[object]:
+    """The device, for a criterion that computes."""
+    from stages.common.streaming import device_of
+
+    return nullcontext() if job.settings.criterion == "random" else job.leased(device_of(job.device).type)
 
 
 @dataclass(frozen=True, slots=True)

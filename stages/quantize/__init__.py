@@ -6,6 +6,7 @@ a tool does not know its form.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from registry.manifests import Inputs
 from registry.progress import progress
 
 if TYPE_CHECKING:
+    import torch
+
     from stages.common.stage import Job
     from stages.quantize.account import Account
     from stages.quantize.fp8 import Noise
@@ -53,7 +56,7 @@ def quantize(job: Job) -> None:
     if job.made(inputs):
         return
     predicted = _refuse_early(job)
-    with job.store.step(inputs.identity()) as folder:
+    with job.store.step(inputs.identity()) as folder, _leased(job):
         account = write_fp8(
             job.source.resolved(),
             folder / "model",
@@ -99,7 +102,7 @@ def write_fp8(
     source = Checkpoint(source_folder)
     refuse_uneven(source)
     noise: dict[str, Noise] = {}
-    changes = fp8_changes(source, noise, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    changes = fp8_changes(source, noise, _device())
     notes = Journal(journal, target, noise)
     with progress(what, total=source.size, unit="B") as bar:
         rewrite(
@@ -112,6 +115,18 @@ def write_fp8(
             seal=notes.seal,
         )
     return account_of(source.architecture, source.tensors, Checkpoint(target).tensors, notes.complete())
+
+
+def _device() -> torch.device:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _leased(job: Job) -> AbstractContextManager[object]:
+    """The GPU that the cast runs on. On a CPU the cast is a stream from disk to disk, which is in nobody's way."""
+    device = _device().type
+    return nullcontext() if device == "cpu" else job.leased(device)
 
 
 def _refuse_early(job: Job) -> int:

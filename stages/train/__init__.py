@@ -6,6 +6,7 @@ step's folder: the same command goes on from there, with the same losses.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,12 @@ def train(job: Job) -> None:
         _attach(job, taken, trained, folder / "attachments")
         job.store.put(taken.rows)
         job.store.commit(
-            job.makes, taken.inputs, folder / "model", attachments=folder / "attachments", replace=job.replace
+            job.makes,
+            taken.inputs,
+            folder / "model",
+            attachments=folder / "attachments",
+            replace=job.replace,
+            how=trained.outcome.ending,
         )
         job.store.discard(taken.inputs.identity())
     _tell(job, trained)
@@ -120,15 +126,28 @@ def take(job: Job) -> Taken:
         )
     mix, rows = calibration.take(job.settings.mix, job.project, store=job.store)
     reference, reference_rows = calibration.take(job.settings.reference, job.project, store=job.store)
-    same = set(rows.splitlines()) & set(reference_rows.splitlines())
+    trained_on = {_said(row) for row in rows.splitlines()}
+    same = sum(_said(row) in trained_on for row in reference_rows.splitlines())
     if same:
         raise UsageError(
-            f"{len(same)} of the reference's {len(reference_rows.splitlines())} rows are in the mix too: what a model "
+            f"{same} of the reference's {len(reference_rows.splitlines())} rows are in the mix too: what a model "
             "is trained on does not show how it does elsewhere",
             where=f"{job.where}.reference",
             remedy="hold the reference's rows out of the mix: other files, or skip: [NUMBER, …]",
         )
     return Taken(mix, rows, reference, reference_rows, _inputs(job.settings, job.source, mix, reference))
+
+
+def _said(row: bytes) -> bytes:
+    """What is said in a row, however it is written down: the order of keys, empty fields, space around a text and the
+    tools that were offered make no other row of it."""
+
+    def stripped(value: Any) -> Any:
+        return value.strip() if isinstance(value, str) else value
+
+    messages = ({key: stripped(value) for key, value in each.items()} for each in json.loads(row)["messages"])
+    said = [{key: value for key, value in each.items() if value} for each in messages]
+    return json.dumps(said, sort_keys=True).encode()
 
 
 def _inputs(settings: Train, source: Candidate, mix: MixUse, reference: MixUse) -> Inputs:

@@ -68,8 +68,9 @@ def demand_of(
     files = sum(path.stat().st_size for path in checkpoint.files.values())
     host = used_memory() + states + max(tensor.size for tensor in checkpoint.tensors.values()) + 4 * adapters
     return Demand(
-        output=files + 8 * adapters,  # while the run goes on: adapters, their moments and the best of them, twice
+        output=files,
         spool=0,
+        kept=8 * adapters,  # adapters, their moments and the best of them, twice while they are written
         host=host + (on_device if device.type == "cpu" else 0),
         device=0 if device.type == "cpu" else on_device + rates.CUDA_CONTEXT,
         seconds=products / rate + (looks + 2) * checkpoint.size / rates.DISK_RATE,

@@ -38,7 +38,7 @@ class Work:
     """Everything that a run needs, ready for it.
 
     packing: whether chats share sequences. order: which of them is trained on when. batches: their shapes alone.
-    answers: how many there are in `reference`.
+    answers: how many there are in `reference`; `cut_answers` of its rows are longer than a sequence.
     """
 
     checkpoint: Checkpoint
@@ -51,6 +51,7 @@ class Work:
     steps: int
     batches: list[Batch]
     reference: list[Answers]
+    cut_answers: int
 
     @property
     def answers(self) -> int:
@@ -80,7 +81,7 @@ def read(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     vocabulary, longest = checkpoint.architecture.text.get("vocab_size"), settings.sequence_length
     shares, chats = data.read(*mix, tokenizer, sequence_length=longest, vocabulary=vocabulary)
-    _, answers = data.read(*reference, tokenizer, sequence_length=longest, vocabulary=vocabulary)
+    measured, answers = data.read(*reference, tokenizer, sequence_length=longest, vocabulary=vocabulary)
     packing = settings.packing and not _carries_over(checkpoint)
     sequences = data.sequences(chats, longest=longest, packing=packing)
     order = data.schedule(settings, len(sequences))
@@ -95,6 +96,7 @@ def read(
         steps=data.steps_of(settings, len(order)),
         batches=list(_shapes([len(ids) for ids in sequences["input_ids"]], order, settings.batch_size)),
         reference=data.measured_on(answers),
+        cut_answers=sum(share.cut_rows for share in measured),
     )
 
 
@@ -129,6 +131,7 @@ def report(job: Job, work: Work, step: Path, begun: float) -> Report:
         machine=preflight.machine(root, step, work.device.type),
         where=str(root),
         seconds=time.monotonic() - begun,
+        notes=tuple(_notes(work, settings)),
     )
 
 
@@ -146,6 +149,14 @@ def refuse(job: Job, work: Work, found: Report) -> None:
             where=f"{job.where}.experts",
             remedy="prune deeper first, end what else holds the device, or train with experts: nf4"
             + ("" if job.settings.double_quantization else " and double_quantization: true"),
+        )
+
+
+def _notes(work: Work, settings: Train) -> Iterator[str]:
+    if work.cut_answers:
+        yield (
+            f"{work.cut_answers} rows of the reference are cut at {settings.sequence_length} tokens, and what is said "
+            "beyond is not measured: a larger sequence_length keeps it"
         )
 
 

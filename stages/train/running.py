@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gates.errors import IntegrityError
 from registry import output
 from registry.progress import Bar, progress
 from registry.recipes import Train
@@ -39,12 +40,13 @@ def run(work: Work, settings: Train, folder: Path, name: str) -> Trained:
         name: of what is made, for people.
 
     Raises:
-        IntegrityError: the checkpoint is damaged, an expert is not in the form that the settings say, or what was kept
-            is damaged.
+        IntegrityError: the checkpoint is damaged or has no finite loss, an expert is not in the form that the settings
+            say, or what was kept is damaged.
     """
     kept = keeping.newest(folder)
     over = kept and training.finished(kept, settings, work.steps)
     if kept and over:
+        _refuse_broken(over, work)
         return Trained(outcome=over, deltas=dict(kept.best))
     if work.device.type == "cpu":
         torch.set_num_threads(1)  # more cost more than they give on small experts, and change the sums
@@ -66,7 +68,21 @@ def run(work: Work, settings: Train, folder: Path, name: str) -> Trained:
         )
     del model
     give_back()
+    _refuse_broken(outcome, work)
     return Trained(outcome=outcome, deltas=deltas)
+
+
+def _refuse_broken(outcome: Outcome, work: Work) -> None:
+    """
+    Raises:
+        IntegrityError: the model has no finite loss before anything is trained.
+    """
+    if outcome.points[0].shipped_loss is None:
+        raise IntegrityError(
+            "the model has no finite loss on the reference answers, and nothing of it is trained yet",
+            where=str(work.checkpoint.folder),
+            remedy="compare the files with their publisher's digests; this model cannot be trained",
+        )
 
 
 def _loaded(work: Work, settings: Train, name: str) -> PeftModel:

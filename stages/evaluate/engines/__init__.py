@@ -8,6 +8,7 @@ try, `vllm` is what ships.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from gates.errors import UsageError
 from registry.manifests import Shape
 from registry.recipes import Evaluate
 from stages.evaluate.engines import embedded, vllm
-from stages.evaluate.engines.server import Description, Engine
+from stages.evaluate.engines.server import Description, Engine, end_leftovers
+
+__all__ = ["Description", "Engine", "describe", "end_leftovers", "start"]
 
 _KINDS = {"embedded": embedded, "vllm": vllm}
 
@@ -38,10 +41,13 @@ def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> 
     return _KINDS[name].describe(settings, project, shape, where=where)
 
 
-def start(description: Description, folder: Path) -> AbstractContextManager[Engine]:
+def start(description: Description, folder: Path, *, keep: Sequence[int] = ()) -> AbstractContextManager[Engine]:
     """Serves `folder` as the description says, until the context ends; then nothing of it is left.
+
+    Args:
+        keep: descriptors that the server inherits: those of the lease on its device.
 
     Raises:
         InvalidEvidence: the server did not come up, or is not what the description says.
     """
-    return _KINDS[description.engine].start(description, folder)
+    return _KINDS[description.engine].start(description, folder, keep=keep)

@@ -9,7 +9,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,15 +53,18 @@ def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> 
 
 
 @contextmanager
-def start(description: Description, folder: Path) -> Iterator[Engine]:
+def start(description: Description, folder: Path, *, keep: Sequence[int] = ()) -> Iterator[Engine]:
     """
+    Args:
+        keep: descriptors that the server inherits.
+
     Raises:
         InvalidEvidence: the server did not come up; the message holds the end of its log.
     """
     command = [description.program, "-P", "-m", "stages.evaluate.embedded", "--model", folder]
     command += ["--device", description.device, "--dtype", description.server_flags["dtype"]]
     command += ["--reasoning-parser", description.reasoning_parser, "--tool-call-parser", description.tool_parser]
-    with running(command, _environment(), speaks=True) as server:
+    with running(command, _environment(), speaks=True, keep=keep) as server:
         yield Engine(f"http://127.0.0.1:{_port(server, folder)}", server)
 
 

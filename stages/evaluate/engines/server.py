@@ -85,11 +85,14 @@ class Server:
 
 
 @contextmanager
-def running(command: Sequence[str | Path], environment: Mapping[str, str], *, speaks: bool = False) -> Iterator[Server]:
+def running(
+    command: Sequence[str | Path], environment: Mapping[str, str], *, speaks: bool = False, keep: Sequence[int] = ()
+) -> Iterator[Server]:
     """Runs the command as a server until the context ends.
 
     Args:
         speaks: its stdout is meant for us, and is a pipe; otherwise all that it writes goes to the log.
+        keep: descriptors that it inherits: while it lives, and has the device's memory, so does the lease.
     """
     end_leftovers()
     with tempfile.TemporaryFile() as log:
@@ -102,6 +105,7 @@ def running(command: Sequence[str | Path], environment: Mapping[str, str], *, sp
             text=True,
             start_new_session=True,
             preexec_fn=end_with_parent,
+            pass_fds=keep,
         )
         note = _note(process.pid)
         try:

@@ -14,7 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,11 @@ def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> 
 
 
 @contextmanager
-def start(description: Description, folder: Path) -> Iterator[Engine]:
+def start(description: Description, folder: Path, *, keep: Sequence[int] = ()) -> Iterator[Engine]:
     """
+    Args:
+        keep: descriptors that the server inherits.
+
     Raises:
         InvalidEvidence: the server did not come up, or says that it is another version or has other flags.
     """
@@ -85,7 +88,7 @@ def start(description: Description, folder: Path) -> Iterator[Engine]:
     # A name that no other server has: one that got hold of the port refuses every request that names it.
     name = f"candidate-{secrets.token_hex(8)}"
     command = [description.program, *arguments(description, folder, port=port, served_as=name)]
-    with running(command, os.environ | serving.OFFLINE) as server:
+    with running(command, os.environ | serving.OFFLINE, keep=keep) as server:
         base_url = f"http://127.0.0.1:{port}"
         _wait(server, base_url, folder)
         _confirm(server, base_url, description, served_as=name)

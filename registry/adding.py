@@ -1,7 +1,8 @@
 """Taking a checkpoint in: examined before a byte is copied, durable before it gets a name, continued after a kill.
 
 From a folder it is copied, or moved into the registry (`move`); the folder is only read until the candidate is there.
-From the Hub it comes by `registry.hub`. A model that comes with its records (`registry.pushing`) keeps its manifest.
+From the Hub and from OCI registries it comes by `registry.remotes`. A model that comes with its records
+(`registry.pushing`) keeps its manifest.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
-from registry import bulk, commits, fs, hub, locks, output, sources, taking
+from registry import bulk, commits, fs, hub, locks, oci, output, remotes, sources, taking
 from registry.checkpoint import inspect
 from registry.layout import checked_name
 from registry.manifests import File, Inputs, files_digest
 from registry.parallel import each_file
 from registry.pushing import receiving, records
+from registry.remotes import Remote
 from registry.taking import Work
 
 if TYPE_CHECKING:
@@ -29,25 +31,29 @@ CODE = "add-1"
 """Taking the same files in gives the same candidate, whichever release does it."""
 
 
-def add(store: Store, name: str, source: Path | str, *, move: bool = False, replace: bool = False) -> Candidate:
+def add(
+    store: Store, name: str, source: Path | str, *, move: bool = False, replace: bool = False, insecure: bool = False
+) -> Candidate:
     """Makes the model in `source` the candidate `name`. One that has the same files already is found.
 
     Args:
-        source: a folder, or hf://owner/name[@revision].
+        source: a folder, hf://owner/name[@revision], or oci://host/repository:tag[@sha256:…].
         move: remove the folder's files once the candidate is there; on one file system no byte is copied.
         replace: whether a candidate of this name with other files gives way.
+        insecure: whether an OCI registry elsewhere may be asked without TLS.
 
     Raises:
         UsageError: no such source, an unknown family, a file that cannot be taken, a taken name, too little room.
         IntegrityError: the source is not a whole checkpoint, or holds pickles or archives.
     """
     _check_name(store, name, replace=replace)
-    address = hub.parse(str(source))
+    address = oci.parse(str(source), insecure=insecure) or hub.parse(str(source))
     if address is None:
         return _from_folder(store, name, sources.folder(Path(source)), move=move, replace=replace)
     if move:
-        raise UsageError("--move is for folders", where=str(source), remedy="leave it out: the Hub keeps its files")
-    return _from_hub(store, name, address, replace=replace)
+        raise UsageError("--move is for folders", where=str(source), remedy="leave it out: what is there stays there")
+    remote = hub.resolve(address) if isinstance(address, hub.Address) else oci.resolve(address)
+    return _from_remote(store, name, remote, replace=replace)
 
 
 def _check_name(store: Store, name: str, *, replace: bool) -> None:
@@ -89,28 +95,27 @@ def _from_folder(store: Store, name: str, given: sources.Folder, *, move: bool, 
     return found
 
 
-def _from_hub(store: Store, name: str, address: hub.Address, *, replace: bool) -> Candidate:
-    remote = hub.resolve(address)
+def _from_remote(store: Store, name: str, remote: Remote, *, replace: bool) -> Candidate:
     if records.FILE in remote.there:
-        return receiving.from_hub(store, name, remote, replace=replace)
-    there = _added(store, name, where=str(address), replace=replace)
+        return receiving.from_remote(store, name, remote, replace=replace)
+    there = _added(store, name, where=remote.address, replace=replace)
     if there is not None and not remote.can_be(there.manifest.files):
         if not replace:
-            raise _taken_by_others(name, there.manifest.files, remote.known(there.manifest.files), where=str(address))
+            raise _taken_by_others(name, there.manifest.files, remote.known(there.manifest.files), where=remote.address)
         there = None
     if there is not None and remote.origin.items() <= there.manifest.inputs.settings.items():
-        output.hint(f"{name} is there already, from {remote.address} at {remote.commit}")
+        output.hint(f"{name} is there already, from {remote.address} at {remote.revision}")
         return there
     work = canonical.digest(canonical.dumps({"add": name, **remote.origin}))
     with store.locked(f"step-{work}", wait=0, busy="another process adds the same model"):
         place = Work(store, store.layout.step(work))
         commits.claim(place.folder)
-        files = hub.fetch(remote, place, f"add {name}")
+        files = remotes.fetch(remote, place, f"add {name}")
         if there is not None and files == there.manifest.files:
             output.hint(f"{name} is there already, with the same files")
             store.discard(work)
             return there
-        return _commit(store, name, place, work, files, remote.origin, where=str(address), replace=replace)
+        return _commit(store, name, place, work, files, remote.origin, where=remote.address, replace=replace)
 
 
 def _commit(

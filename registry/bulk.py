@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,7 +42,7 @@ _SAMPLE = 16 << 10
 def hash_file(path: Path, advance: Advance | None = None) -> tuple[str, int]:
     """SHA-256 and size (bytes) of a file."""
     sha, size = hashlib.sha256(), 0
-    for chunk in _told(path, advance or _nobody):
+    for chunk in pieces(path, advance or _nobody):
         sha.update(chunk)
         size += len(chunk)
     return sha.hexdigest(), size
@@ -52,7 +52,7 @@ def hash_beside(path: Path, other: Path, advance: Advance) -> tuple[str, int, bo
     """SHA-256 and size (bytes) of a file, and whether `other` holds the same bytes; one reading of each."""
     sha, size = hashlib.sha256(), 0
     theirs, same = _chunks(other), True
-    for chunk in _told(path, advance):
+    for chunk in pieces(path, advance):
         sha.update(chunk)
         size += len(chunk)
         same = same and _equal(chunk, next(theirs, chunk[:0]))
@@ -152,6 +152,38 @@ def hollow(target: Path, begin: bytes, size: int) -> None:
         os.close(writing)
 
 
+def write_chunks(target: Path, chunks: Iterable[bytes], advance: Advance) -> tuple[str, int]:
+    """Makes the file `target` of what comes, and hashes it on the way. Nothing is forced to the disk.
+
+    Returns:
+        SHA-256 and size (bytes) of what was written.
+    """
+    writing = syscalls.create(target, 0o644)
+    sha, size = hashlib.sha256(), 0
+    try:
+        for chunk in chunks:
+            sha.update(chunk)
+            write_all(writing, chunk, target)
+            size += len(chunk)
+            advance(len(chunk))
+    finally:
+        os.close(writing)
+    return sha.hexdigest(), size
+
+
+def pieces(path: Path, advance: Advance) -> Iterator[memoryview]:
+    """The file's bytes, each piece good until the next is asked for; `advance` is told of those that are done."""
+    done = 0
+    for chunk in _chunks(path):
+        yield chunk
+        done += len(chunk)
+        if done >= STEP:
+            advance(done)
+            done = 0
+    if done:
+        advance(done)
+
+
 def write_all(descriptor: int, data: bytes | memoryview, path: Path) -> None:
     """Writes all of `data` to the open file `path`."""
     view = memoryview(data)
@@ -172,24 +204,11 @@ def naming(path: Path) -> Iterator[None]:
 
 def _pour(source: Path, writing: int, target: Path, advance: Advance) -> tuple[str, int]:
     sha, size = hashlib.sha256(), 0
-    for chunk in _told(source, advance):
+    for chunk in pieces(source, advance):
         sha.update(chunk)
         write_all(writing, chunk, target)
         size += len(chunk)
     return sha.hexdigest(), size
-
-
-def _told(path: Path, advance: Advance) -> Iterator[memoryview]:
-    """The file's bytes, and `advance` is told of those that are done."""
-    done = 0
-    for chunk in _chunks(path):
-        yield chunk
-        done += len(chunk)
-        if done >= STEP:
-            advance(done)
-            done = 0
-    if done:
-        advance(done)
 
 
 def _nobody(_: int) -> None:

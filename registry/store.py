@@ -8,9 +8,8 @@ which finds what is made already.
 from __future__ import annotations
 
 import difflib
-import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,10 @@ from typing import Any, TypeVar
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, UsageError
 from gates.records import Evidence, Record, Verdict
-from registry import channels, commits, fs, marker, output, ownership, plain, trash
+from registry import channels, commits, fs, locks, marker, output, ownership, plain, trash
 from registry.layout import Layout, checked_name
 from registry.log import Log
 from registry.manifests import Inputs, Manifest
-
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -202,16 +199,25 @@ class Store:
             fs.remove_tree(doomed)
 
     def commit(
-        self, name: str, inputs: Inputs, model: Path, *, attachments: Path | None = None, replace: bool = False
+        self,
+        name: str,
+        inputs: Inputs,
+        model: Path,
+        *,
+        attachments: Path | None = None,
+        replace: bool = False,
+        how: Mapping[str, Any] | None = None,
     ) -> Candidate:
         """Makes the files below `model` the candidate `name`, without copying them. See `registry.commits.commit`."""
-        return commits.commit(self, name, inputs, model, attachments=attachments, replace=replace)
+        return commits.commit(self, name, inputs, model, attachments=attachments, replace=replace, how=how)
 
-    def add(self, name: str, source: Path | str, *, move: bool = False, replace: bool = False) -> Candidate:
-        """Takes the model in `source` (a folder, hf://…) in as a candidate. See `registry.adding.add`."""
+    def add(
+        self, name: str, source: Path | str, *, move: bool = False, replace: bool = False, insecure: bool = False
+    ) -> Candidate:
+        """Takes the model in `source` (a folder, hf://…, oci://…) in as a candidate. See `registry.adding.add`."""
         from registry import adding  # here, for it needs what no command that reads does
 
-        return adding.add(self, name, source, move=move, replace=replace)
+        return adding.add(self, name, source, move=move, replace=replace, insecure=insecure)
 
     def add_evidence(self, evidence: Evidence, *, rows: bytes, responses: bytes, timings: dict[str, Any]) -> str:
         """Records `evidence`, with its rows and raw responses, and gives its digest.
@@ -282,7 +288,7 @@ class Store:
         except Timeout:
             raise BusyError(busy, where=str(path), remedy="wait for it, or end it; then run this again") from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in locks.NONE:
                 raise
             output.hint(f"this file system has no locks ({error.strerror}): let only one process work on {key}")
         try:

@@ -95,10 +95,11 @@ def _gates(report: Report) -> str:
 def _serve(store: Store, candidate: Candidate, target: str) -> tuple[str, bool]:
     """The command that serves it, from the Hub or from a folder, and whether it was judged under these flags."""
     source = target.removeprefix(SCHEME) if target.startswith(SCHEME) else candidate.name
+    plain = shlex.join(["vllm", "serve", source])
     try:
         judged = serving.agreed(retractions.standing(store, candidate.digest), name=candidate.name)
     except UsageError:
-        return shlex.join(["vllm", "serve", source]), False
+        return plain, False
     words = serving.words(
         Path(source),
         served_as=candidate.name,
@@ -108,7 +109,9 @@ def _serve(store: Store, candidate: Candidate, target: str) -> tuple[str, bool]:
         tool_parser=str(judged.tool_parser),
         flags=judged.server_flags or {},
     )
-    return shlex.join(["vllm", *words]), True
+    command = shlex.join(["vllm", *words])
+    # a flag with a line's end in it would leave the block that shows the command
+    return (command, True) if command.isprintable() else (plain, False)
 
 
 @cache

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from gates.errors import UsageError
+from gates.errors import IntegrityError, UsageError
 from gates.policy import Policy
 from gates.records import Verdict
 from registry import channels, judging
 from registry.store import Candidate, Store
+from registry.verify import demand_whole, verify_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,36 @@ def approve(
     if not passed and reason is None:
         raise UsageError("an override needs a reason", remedy='say why: --override --reason "…"')
     return Approval(digest, policy.name, verdict, override=not passed, reason=reason)
+
+
+def demand_sound(store: Store, candidate: Candidate) -> None:
+    """
+    Raises:
+        IntegrityError: a byte of the model or of its records is not what it was.
+    """
+    demand_whole(store, candidate, full=True, harm=" and is not sent", remedy="make it again under another name")
+    problems = verify_records(store, candidate.name)
+    if problems:
+        raise IntegrityError(
+            f"what is recorded about {candidate.name} is damaged: {problems[0]}",
+            where=str(store.layout.root / problems[0].file),
+            remedy=f"registry verify {candidate.name} lists it all; restore it from a backup",
+        )
+
+
+def log(store: Store, candidate: Candidate, target: str, approval: Approval, **about: str) -> None:
+    """Writes down a push: once before anything is sent, and once when all is there; each once, however often it is run.
+
+    Args:
+        target: where it is sent.
+        about: `state`, and what names it there.
+    """
+    known = {"candidate": candidate.name, **approval.logged(), **about}
+
+    def following(newest: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        return None if newest is not None and known.items() <= newest.items() else known
+
+    store.log.follow("push", {"target": target, "manifest": candidate.digest}, following)
 
 
 def _standing(verdict: Verdict | None, policy: str, channel: str) -> str:

@@ -12,20 +12,18 @@ Whatever is interrupted is continued by running the same again. The token is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from gates import canonical
-from gates.errors import IntegrityError, UsageError
+from gates.errors import UsageError
 from registry.hub import Address
-from registry.pushing import records
+from registry.pushing import eligibility, records
 from registry.pushing.eligibility import Approval
 from registry.pushing.merging import THE_HUBS, Push, holds, send
 from registry.pushing.parcel import pack
 from registry.pushing.site import State, check_rights, connect, look, told
 from registry.store import Candidate, Store
-from registry.verify import demand_whole, verify_records
 
 TAG = "sluice-"
 """How the tag of a push begins; the beginning of the manifest's digest follows."""
@@ -94,16 +92,16 @@ def push(
     done = site is not None and holds(site, site, parcel)
     if site is not None and not done:
         _refuse_others(site, address, replace=options.replace)
-    _demand_sound(store, candidate)
+    eligibility.demand_sound(store, candidate)
     if rehearse:
         return _pushed(work, approval)
     key = canonical.digest(canonical.dumps({"push": str(address)}))
     with store.locked(f"push-{key}", wait=0, busy=f"another process sends something to {address}"):
         if site is None or not done:
-            _log(store, work, approval, state="begun")
+            eligibility.log(store, candidate, str(address), approval, state="begun")
             site = send(work, site, private=options.private)
         tag = _tag(work, site)
-        _log(store, work, approval, state="done", commit=site.commit, tag=tag)
+        eligibility.log(store, candidate, str(address), approval, state="done", commit=site.commit, tag=tag)
     return _pushed(work, approval, commit=site.commit, tag=tag)
 
 
@@ -130,21 +128,6 @@ def _refuse_others(site: State, address: Address, *, replace: bool) -> None:
         )
 
 
-def _demand_sound(store: Store, candidate: Candidate) -> None:
-    """
-    Raises:
-        IntegrityError: a byte of the model or of its records is not what it was.
-    """
-    demand_whole(store, candidate, full=True, harm=" and is not sent", remedy="make it again under another name")
-    problems = verify_records(store, candidate.name)
-    if problems:
-        raise IntegrityError(
-            f"what is recorded about {candidate.name} is damaged: {problems[0]}",
-            where=str(store.layout.root / problems[0].file),
-            remedy=f"registry verify {candidate.name} lists it all; restore it from a backup",
-        )
-
-
 def _tag(work: Push, site: State) -> str:
     """The tag of main, which is made if it has none."""
     wanted = f"{TAG}{work.candidate.digest[:12]}"
@@ -165,17 +148,6 @@ def _names(tag: str) -> Iterator[str]:
     while True:
         yield f"{tag}.{number}"
         number += 1
-
-
-def _log(store: Store, work: Push, approval: Approval, **about: Any) -> None:
-    """Once before anything is sent, and once when all is there; each once, however often this is run again."""
-    known = {"candidate": work.candidate.name, **approval.logged(), **about}
-
-    def following(newest: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        return None if newest is not None and known.items() <= newest.items() else known
-
-    key = {"target": f"hf://{work.address.repository}", "manifest": work.candidate.digest}
-    store.log.follow("push", key, following)
 
 
 def _pushed(work: Push, approval: Approval, *, commit: str | None = None, tag: str | None = None) -> Pushed:

@@ -25,6 +25,9 @@ UPLOADS = 4
 THE_HUBS = ".gitattributes"
 """The Hub writes into this file itself."""
 
+_STANDS = ("draft", "open")
+"""What a pull request is that can still be merged."""
+
 _LARGE = 1 << 20
 """Bytes. What is larger is sent by itself; the rest goes with the commit."""
 
@@ -45,7 +48,7 @@ def send(work: Push, site: State | None, *, private: bool) -> State:
     """Main as it is once the candidate is there."""
     if site is None:
         site = _create(work, private=private)
-    work.request, status = _pull_request(work, site)
+    work.request = _pull_request(work, site)
     ref = f"refs/pr/{work.request}"
     head = _at(work, ref)
     if not holds(head, site, work.parcel):
@@ -57,6 +60,13 @@ def send(work: Push, site: State | None, *, private: bool) -> State:
             f"main was changed meanwhile ({site.commit[:12]} then, {now.commit[:12]} now), so nothing was merged",
             where=str(work.address),
             remedy="look at what was changed; then run this again",
+        )
+    status = _status(work)
+    if status not in _STANDS:
+        raise BusyError(
+            f"somebody gave pull request {work.request} the status {status} meanwhile, so nothing was merged",
+            where=str(work.address),
+            remedy="ask who did and why; to send it all the same, run this again: it opens another",
         )
     with told(work.address):
         if status == "draft":
@@ -94,15 +104,15 @@ def _at(work: Push, revision: str | None) -> State:
     return state
 
 
-def _pull_request(work: Push, site: State) -> tuple[int, str]:
-    """The number and the status of our own pull request on what main is now; one on what main was is closed."""
+def _pull_request(work: Push, site: State) -> int:
+    """The number of our own pull request on what main is now; one on what main was is closed."""
     api, repository = work.api, work.address.repository
     digest = work.candidate.digest[:12]
     title = f"Sluice: {digest} on {site.commit[:12]}"
     with told(work.address):
         found = None
         for each in api.get_repo_discussions(repository, discussion_type="pull_request", discussion_status="all"):
-            if each.author != work.who or each.status not in ("draft", "open"):
+            if each.author != work.who or each.status not in _STANDS:
                 continue
             if each.title == title and found is None:
                 found = each
@@ -112,7 +122,16 @@ def _pull_request(work: Push, site: State) -> tuple[int, str]:
             about = f"The candidate {work.candidate.name}, manifest {work.candidate.digest}."
             found = api.create_pull_request(repository, title, description=about)
     output.hint(f"pull request {found.num}: {found.url}")
-    return found.num, found.status
+    return int(found.num)
+
+
+def _status(work: Push) -> str:
+    """Of our own pull request, now."""
+    with told(work.address):
+        every = work.api.get_repo_discussions(
+            work.address.repository, discussion_type="pull_request", discussion_status="all"
+        )
+        return next((str(each.status) for each in every if each.num == work.request), "gone")
 
 
 def _upload(work: Push, ref: str, head: State) -> State:

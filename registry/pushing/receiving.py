@@ -8,10 +8,11 @@ from pathlib import Path
 
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
-from registry import commits, hub, output, sources, taking
+from registry import commits, output, remotes, sources, taking
 from registry.manifests import File
 from registry.pushing import records
 from registry.pushing.records import Records
+from registry.remotes import Remote
 from registry.store import Candidate, Store
 from registry.taking import Taken, Work
 
@@ -40,26 +41,26 @@ def from_folder(
     return candidate, taken
 
 
-def from_hub(store: Store, name: str, remote: hub.Remote, *, replace: bool) -> Candidate:
-    """The candidate `name` from a repository with records. Raises as `from_folder`."""
-    where = str(remote.address)
+def from_remote(store: Store, name: str, remote: Remote, *, replace: bool) -> Candidate:
+    """The candidate `name` from a place elsewhere that holds records too. Raises as `from_folder`."""
+    where = remote.address
     work = canonical.digest(canonical.dumps({"add": name, **remote.origin}))
     with store.locked(f"step-{work}", wait=0, busy="another process adds the same model"):
         place = Work(store, store.layout.step(work))
         commits.claim(place.folder)
-        hub.fetch_files(remote.only([records.FILE]), beside(place), f"add {name}: look")
+        remotes.fetch_files(remote.only([records.FILE]), beside(place), f"add {name}: look")
         carried = read(beside(place).model / records.FILE, where=where)
         check_name(store, name, carried, where=where, replace=replace)
         if store.log.newest("received", name=name, manifest=carried.manifest, **remote.origin) and is_there(
             store, name, carried
         ):
-            output.hint(f"{name} is there already, from {remote.address} at {remote.commit}")
+            output.hint(f"{name} is there already, from {remote.address} at {remote.revision}")
             store.discard(work)
             return store.candidate(name)
         model = remote.only(carried.candidate.files)
         _refuse_others(carried, model.known(carried.candidate.files), where)
-        hub.fetch_files(remote.only(carried.files()), beside(place), f"add {name}: records")
-        files = hub.fetch(model, place, f"add {name}")
+        remotes.fetch_files(remote.only(carried.files()), beside(place), f"add {name}: records")
+        files = remotes.fetch(model, place, f"add {name}")
         return commit(store, name, carried, place, work, files, origin=remote.origin, replace=replace)
 
 

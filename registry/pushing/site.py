@@ -134,18 +134,12 @@ def told(address: Address) -> Iterator[None]:
             if refusal is None:
                 raise
             raise refusal from None
-        except (ValueError, KeyError) as error:
-            raise UsageError(
-                f"the Hub answers what its client does not understand: {scrubbed(str(error))[:300]}",
-                where=str(address),
-                remedy="run this again; it continues",
-            ) from None
 
 
 def _refusal(error: HfHubHTTPError, where: str) -> SluiceError | None:
     """What the Hub refuses, in words; None if it is the Hub that fails."""
     status, headers = error.response.status_code, error.response.headers
-    said = scrubbed((error.server_message or "").strip())[:300]
+    said = hub.scrubbed((error.server_message or "").strip())[:300]
     because = f": {said}" if said else ""
     if status == 401:
         remedy = "hf auth login --force, or mend HF_TOKEN"
@@ -163,14 +157,6 @@ def _refusal(error: HfHubHTTPError, where: str) -> SluiceError | None:
     if status < 500:
         return UsageError(f"the Hub refuses ({status}){because}", where=where, remedy="run this again; it continues")
     return None
-
-
-def scrubbed(text: str) -> str:
-    """`text` without the token, should somebody have put it there."""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    return text.replace(token, "***") if token else text
 
 
 def differing(files: Mapping[str, Stored], expected: Mapping[str, Stored]) -> list[str]:

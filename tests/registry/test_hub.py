@@ -209,6 +209,22 @@ def test_that_there_is_no_network_is_said(run):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"HTTP_PROXY": "socks5://me:hidden@localhost:1"}, "socksio"),
+        ({"HTTP_PROXY": "odd://me:hidden@localhost:1"}, "proxy"),
+        ({"HF_TOKEN": "hf_hiddenö"}, "HF_TOKEN"),
+        ({"HF_ENDPOINT": "http://me:hidden@127.0.0.1:1"}, "cannot be reached"),
+    ],
+)
+def test_a_proxy_or_a_token_that_nobody_can_use_is_said_and_no_password_is_shown(run, settings, word):
+    done = run("add", "mine", "hf://org/model", **({"NO_PROXY": "", "no_proxy": ""} | settings))
+    assert (done.returncode, word in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hidden" not in done.stderr
+
+
 def test_a_private_repository_needs_the_token_that_the_client_finds_and_nobody_sees_it(site, files, run):
     site.repository("org/private", token=TOKEN).commit(files)
     refused = run("add", "toy", "hf://org/private")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from gates import canonical
-from registry import judging, lineage, promotion, retractions
+from registry import commits, judging, lineage, promotion, retractions
 from registry.store import Store
 from tests.support import invariants, scores, stores
 from tests.support.commands import Commands, Done
@@ -211,6 +212,25 @@ def test_text_from_outside_does_nothing_in_the_card(hub, store, run):
     assert "@everyone" not in card
     assert "](javascript" not in card
     assert "It has no Pass" in card
+
+
+def test_a_flag_or_a_revision_that_somebody_made_up_leaves_its_place_in_the_card_nowhere(store, run, memory_path):
+    evil = "1\n\n<script>alert(1)</script>\n\n[x](javascript:y) `"
+    was = store.candidate("base").manifest.inputs
+    settings = was.settings | {"source": "hf://qwen/gone", "revision": evil}
+    shutil.copytree(store.layout.model("base"), memory_path / "evil")
+    made = commits.commit(store, "evil", was.model_copy(update={"settings": settings}), memory_path / "evil")
+    rows = scores.right(9, 10)
+    on_vllm = {"engine": "vllm", "engine_version": "0.32.0", "server_flags": {"max-model-len": evil}}
+    evidence = scores.header(rows, pack="more", candidate=made.digest, **on_vllm)
+    evidence = evidence.model_copy(update={"responses": canonical.digest(b"{}\n")})
+    store.add_evidence(evidence, rows=scores.written(rows), responses=b"{}\n", timings={})
+    options = ("--override", "--reason", "to try it", "--license", "mit", "--dry-run")
+    done = run("push", "evil", "hf://me/evil", *options)
+    assert done.returncode == 0, done.stderr
+    assert "<script" not in done.stdout
+    assert "](javascript" not in done.stdout
+    assert "    vllm serve me/evil\n" in done.stdout
 
 
 def test_a_rehearsal_shows_the_card_and_sends_nothing(hub, store, run):
@@ -584,6 +604,21 @@ def test_a_file_that_somebody_slips_into_the_pull_request_is_not_merged(hub, run
     done = run("push", "v7b", TARGET)
     assert (done.returncode, "modeling_evil.py" in done.stderr) == (5, True), done.stderr
     assert not main(hub)
+
+
+def test_a_pull_request_that_somebody_closed_meanwhile_is_not_opened_again(hub, run):
+    def close(request: Request, _: Answer) -> None:
+        if "/commit/refs/pr/1" in request.path:
+            hub.faults.clear()
+            hub.pull_requests[REPOSITORY][0].status = "closed"
+
+    hub.faults.append(close)
+    done = run("push", "v7b", TARGET)
+    assert (done.returncode, "the status closed" in done.stderr) == (6, True), done.stderr
+    assert hub.pull_requests[REPOSITORY][0].status == "closed"
+    assert not main(hub)
+    assert run("push", "v7b", TARGET).returncode == 0
+    assert [each.status for each in hub.pull_requests[REPOSITORY]] == ["closed", "merged"]
 
 
 def test_answers_that_make_no_sense_are_said_without_a_traceback(hub, run):

@@ -153,7 +153,6 @@ def _scores(batches: list[Batch], depth: str, known: dict[str, Scores]) -> Score
 
 
 def _answered(folder: Path) -> Scores:
-    from stages.common.grading import grade
     from stages.evaluate.packs import read_pack
     from stages.evaluate.server.model import Generator, Prompt
     from stages.evaluate.server.parsing import Parsers, parse
@@ -176,7 +175,7 @@ def _answered(folder: Path) -> Scores:
                 message = {"role": "assistant", "content": parsed.content, "tool_calls": calls}
                 reason = ("tool_calls" if calls else "stop") if answer.stopped else "length"
                 response = {"choices": [{"message": message, "finish_reason": reason}]}
-                points += grade(pack.grader, item.right, response).points
+                points += pack.grader.grade(item, [response]).points
         scores[skill] = round(100 * points / len(pack.items), 1)
     return scores
 

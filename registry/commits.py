@@ -13,8 +13,6 @@ import platform
 import re
 import secrets
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +44,6 @@ def commit(
     replace: bool = False,
     known: dict[str, File] | None = None,
     stated: Manifest | None = None,
-    how: Mapping[str, Any] | None = None,
 ) -> Candidate:
     """Makes the files below `model` the candidate `name`.
 
@@ -58,7 +55,6 @@ def commit(
         replace: whether a candidate of this name that was made from other inputs gives way.
         known: the digests and sizes of all files below `model`, if they were just taken.
         stated: the manifest of a candidate that was made elsewhere; it keeps it.
-        how: what the log's entry says of how the work went, such as why it ended early.
 
     Raises:
         UsageError: the name is taken by something else (`Store.made`), or a file's name cannot be kept.
@@ -80,7 +76,7 @@ def commit(
     sources = {file.digest: model / each for each, file in files.items()}
     if attachments:
         sources |= {file.digest: attachments / each for each, file in extras.items()}
-    _place(store, name, manifest, extras, sources, step=model.parent, replace=replace, how=how)
+    _place(store, name, manifest, extras, sources, step=model.parent, replace=replace)
     return store.candidate(name)
 
 
@@ -242,13 +238,10 @@ def _place(
     *,
     step: Path | None,
     replace: bool,
-    how: Mapping[str, Any] | None = None,
 ) -> None:
     """Gives the candidate its name and logs it. `sources` are the files in the step's folder by digest."""
     folder = _build(store, manifest.files, extras, manifest.identity())
-    about: dict[str, Any] = {"how": dict(how)} if how else {}
-    if extras:
-        about["attachments"] = {file: extra.digest for file, extra in extras.items()}
+    about = {"attachments": {file: extra.digest for file, extra in extras.items()}} if extras else {}
     try:
         with store.locked(f"candidate-{name}", wait=LOCK_WAIT, busy=f"another process works on the name {name}"):
             # asked again: what was true before the files were hashed may not be true any more
@@ -257,8 +250,7 @@ def _place(
                 _refuse_claimed(step)
                 fs.write_content(store.layout.manifest(manifest.identity()), manifest.to_bytes())
                 _take_name(store, name, folder, replace=replace)
-                with suppress(UsageError, IntegrityError):  # somebody took it away again: the next look says
-                    write_log(store, name, **about)  # before it is found made, and logged without what is known here
+            write_log(store, name, **about)
     finally:
         fs.remove_tree(folder)
 

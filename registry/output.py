@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gates.errors import SluiceError, UsageError
 from gates.units import size as size
@@ -20,7 +20,8 @@ INTERRUPTED = 130
 def end_with(work: Callable[[], int | None]) -> int:
     """Runs `work` and gives the exit code; errors of ours are printed, without a traceback.
 
-    A closed pipe (`registry ls | head`) is no error, nor is a terminal that lacks a letter, nor that nobody listens.
+    That nobody listens (`registry ls | head`, `>&-`) changes neither what is done nor the exit code: a failed gate
+    stays one. Nor is a terminal that lacks a letter an error.
     """
     _open_streams()
     try:
@@ -31,20 +32,46 @@ def end_with(work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         hint("interrupted: what was finished is kept; run the same command again to go on")
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:  # a full disk, a missing right: nobody's bug
         hint(f"error: {_refused(error)}")
         return UsageError.exit_code
 
 
 def _open_streams() -> None:
-    """After this, writing to stdout and stderr raises for want of neither a stream (`>&-`) nor a letter (Latin-1)."""
-    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
-    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+    """After this, writing to stdout and stderr raises for want of neither a stream (`>&-`), nor of somebody who reads
+    it (`| head`), nor of a letter (Latin-1)."""
+    sys.stdout = _heard(sys.stdout) if sys.stdout else Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = _heard(sys.stderr) if sys.stderr else Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+class _Leaving(io.FileIO):
+    """A stream whose reader may leave; what is written after that is lost."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return super().write(data)
+
+
+def _heard(stream: TextIO) -> TextIO:
+    """The process's own stream, made such that its reader may leave; another (a test's) as it is."""
+    if not (isinstance(stream, io.TextIOWrapper) and stream in (sys.__stdout__, sys.__stderr__)):
+        return stream
+    stream.flush()
+    raw = _Leaving(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _refused(error: OSError) -> UsageError:

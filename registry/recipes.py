@@ -114,6 +114,12 @@ class Train(Strict):
     """In nats a token: training stops when the loss of the model as it would ship is more than this above where it
     began."""
 
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.max_steps is not None and "epochs" in self.model_fields_set:
+            raise ValueError("epochs and max_steps both say how long it trains: state one")
+        return self
+
 
 class Quantize(Strict):
     """Write the weights in fewer bits."""

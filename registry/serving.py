@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1
 """The environment in which vLLM fetches nothing and reports to nobody."""
 
 HOST, PORT = "127.0.0.1", 8000
+
+_CODE = (
+    *("trust-remote-code", "tool-parser-plugin", "reasoning-parser-plugin", "middleware", "logits-processors"),
+    *("worker-cls", "worker-extension-cls", "scheduler-cls", "config"),
+)
+"""Flags that make vLLM run code which it did not come with, or read further flags from a file."""
 
 _BEARING = ("engine_version", "reasoning_parser", "tool_parser", "server_flags")
 
@@ -50,7 +56,7 @@ def agreed(evidence: Mapping[str, Evidence], *, name: str) -> Conditions:
     """The conditions, as far as they bear on serving, of all evidence that was taken on vLLM.
 
     Raises:
-        UsageError: there is none, or not all of it was taken with the same flags.
+        UsageError: there is none, not all of it was taken with the same flags, or one of them runs code from elsewhere.
     """
     remedy = f"evaluate {name} on vLLM, gate it and promote it again; or start vLLM with flags of your own choice"
     known = [
@@ -63,6 +69,9 @@ def agreed(evidence: Mapping[str, Evidence], *, name: str) -> Conditions:
     differing = [field for field in _BEARING if len({canonical.dumps(getattr(each, field)) for each in known}) > 1]
     if differing:
         raise UsageError(f"{name} was judged with more than one {' and '.join(differing)}", remedy=remedy)
+    if foreign := running_code(known[0].server_flags or {}):
+        what = f"{name} was judged with --{foreign[0]}, which runs code from elsewhere; nothing is served so"
+        raise UsageError(what, remedy=f"evaluate {name} without it")
     return known[0]
 
 
@@ -85,6 +94,14 @@ def words(
     for flag, value in sorted(flags.items()):
         found += _flag(flag, value)
     return found
+
+
+def running_code(flags: Iterable[str]) -> list[str]:
+    """Those of `flags` that make vLLM run code which it did not come with. It takes a flag's beginning for the flag,
+    and an underscore for a dash."""
+    return sorted(
+        flag for flag in flags if any(each.startswith(flag.partition("=")[0].replace("_", "-")) for each in _CODE)
+    )
 
 
 def program() -> Path:

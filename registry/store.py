@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,17 +199,10 @@ class Store:
             fs.remove_tree(doomed)
 
     def commit(
-        self,
-        name: str,
-        inputs: Inputs,
-        model: Path,
-        *,
-        attachments: Path | None = None,
-        replace: bool = False,
-        how: Mapping[str, Any] | None = None,
+        self, name: str, inputs: Inputs, model: Path, *, attachments: Path | None = None, replace: bool = False
     ) -> Candidate:
         """Makes the files below `model` the candidate `name`, without copying them. See `registry.commits.commit`."""
-        return commits.commit(self, name, inputs, model, attachments=attachments, replace=replace, how=how)
+        return commits.commit(self, name, inputs, model, attachments=attachments, replace=replace)
 
     def add(
         self, name: str, source: Path | str, *, move: bool = False, replace: bool = False, insecure: bool = False

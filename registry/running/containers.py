@@ -120,7 +120,9 @@ class Containers:
         """What `run` would start."""
         service = self.model["services"][_service(task)]
         mounts = [
-            f"{each.get('source', each['type'])}:{each['target']}{':ro' * bool(each.get('read_only'))}"
+            # `config` writes a $ as a compose.yaml would have to
+            f"{each.get('source', each['type']).replace('$$', '$')}:{each['target']}"
+            f"{':ro' * bool(each.get('read_only'))}"
             for each in service.get("volumes", [])
         ]
         return {

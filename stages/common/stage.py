@@ -27,12 +27,14 @@ import typer
 
 import stages
 from gates.errors import UsageError
+from gates.wording import count
 from registry import devices, leases, output, ownership
 from registry.commands import Wait
 from registry.leases import Lease
 from registry.manifests import Inputs
 from registry.recipes import MAKES, Recipe, read_recipe
 from registry.store import Candidate, Store
+from stages.common import built
 
 if TYPE_CHECKING:
     from stages.common.preflight import Report
@@ -242,6 +244,11 @@ def _job(
     recipe_file = project / (recipe_path or DEFAULT_RECIPE)
     recipe = read_recipe(recipe_file)
     ownership.check(root.absolute())
+    if others := built.differing(project):
+        output.hint(
+            f"this runs other code than lies in the project's folder: {count(len(others), 'module')}, such as "
+            f"{others[0]}; an image runs what it was built from, and `make images` builds it again"
+        )
     store = Store.open(root) if recipe_path else _with_toy(root, recipe)
     number = chosen_step(kind, recipe, step, candidate, store.names(), where=str(recipe_file))
     source = store.candidate(candidate or recipe.input_of(number))

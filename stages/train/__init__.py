@@ -63,12 +63,7 @@ def train(job: Job) -> None:
         _attach(job, taken, trained, folder / "attachments")
         job.store.put(taken.rows)
         job.store.commit(
-            job.makes,
-            taken.inputs,
-            folder / "model",
-            attachments=folder / "attachments",
-            replace=job.replace,
-            how=trained.outcome.ending,
+            job.makes, taken.inputs, folder / "model", attachments=folder / "attachments", replace=job.replace
         )
         job.store.discard(taken.inputs.identity())
     _tell(job, trained)

@@ -41,21 +41,14 @@ class Outcome:
     def best(self) -> Point:
         return detector.best(self.points)
 
-    @property
-    def ending(self) -> dict[str, Any]:
-        """How it ended, for JSON."""
-        return {
-            "planned_steps": self.planned,
-            "steps": len(self.losses),
-            "stopped": self.stopped,
-            "shipped_step": self.best.step,
-        }
-
 
 def attachments(outcome: Outcome, about: dict[str, Any]) -> dict[str, bytes]:
     """The files, by name. training.json holds `about`, every step's loss, every point and how the run ended."""
-    record = about | outcome.ending
-    record |= {
+    record = about | {
+        "planned_steps": outcome.planned,
+        "steps": len(outcome.losses),
+        "stopped": outcome.stopped,
+        "shipped_step": outcome.best.step,
         "limit_gap": outcome.limits.gap,
         "tolerance": outcome.limits.rise,
         "losses": list(outcome.losses),

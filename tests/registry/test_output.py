@@ -49,6 +49,27 @@ def test_a_command_that_nobody_listens_to_ends_as_ever(root: Path, closed: str):
     _ends(2, root, "show", "nobody", before=closed)
 
 
+@pytest.mark.parametrize("streams", [("stdout",), ("stderr",), ("stdout", "stderr")])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_who_leaves_changes_no_exit_code(
+    root: Path, tmp_path: Path, streams: tuple[str, ...], unbuffered: str
+):
+    """`registry gate v2 | head -1`, with pipefail, is a failed gate."""
+    policy = tmp_path / "all.yaml"
+    rule = "{floor: {pack: toolcall, at_least: 100}}"
+    policy.write_text(f"name: all\ngates:\n  - {{name: Toolcall, rules: [{rule}]}}\n")
+    commands = {1: ["gate", "toy", "--policy", str(policy)], 2: ["show", "nobody"], 0: ["log"]}
+    for code, words in commands.items():
+        reader, writer = os.pipe()
+        os.close(reader)
+        kept = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE) | dict.fromkeys(streams, writer)
+        command = [sys.executable, "-m", "registry", *words, "--root", str(root)]
+        done = subprocess.run(command, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, check=False, **kept)
+        os.close(writer)
+        assert done.returncode == code, (words, done.stderr)
+        assert b"BrokenPipe" not in (done.stderr or b"")
+
+
 @pytest.mark.parametrize("damage", ["missing", "a loop", "a file"])
 def test_a_candidate_without_its_folder_is_not_handed_to_a_loader(root: Path, tmp_path: Path, damage: str):
     copy = _copied(root, tmp_path)

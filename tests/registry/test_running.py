@@ -180,6 +180,62 @@ def test_a_public_set_that_was_not_fetched_is_named_before_anything_starts(store
     assert not Path("started").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("floor.yaml}", "floor.yaml, baseline: nobody}"), ["step 3 (gate)", "nobody"]),
+        (("channel: best", "channel: base"), ["step 4 (promote)", "base is a candidate"]),
+        (("channel: best", "channel: mine"), ["step 4 (promote)", "mine is a candidate"]),
+        (("floor.yaml", "other.yaml"), ["step 4 (promote)", "bound to the policy floor"]),
+    ],
+)
+def test_a_baseline_or_a_channel_that_cannot_be_is_said_before_anything_starts(store, project, change, words):
+    stage(project, "evaluate", "open('started', 'w')")
+    stage(project, "prune", "")
+    stores.observe(store, "base", right=9)
+    records.done(store, project, Task(path=PurePosixPath("r"), recipe=_gated(project), number=0))
+    records.done(store, project, Task(path=PurePosixPath("r"), recipe=_gated(project), number=1))
+    policy = (project / "policies" / "floor.yaml").read_text()
+    (project / "policies" / "other.yaml").write_text(policy.replace("name: floor", "name: other"))
+    (project / "recipes" / "mine.yaml").write_text(RECIPE.replace(*change))
+    for attempt in (run, planned):
+        with pytest.raises(UsageError) as caught:
+            attempt(store.layout.root, project, [Path("recipes/mine.yaml")], where="local")
+        for word in words:
+            assert word in str(caught.value)
+    assert not Path("started").exists()
+
+
+def _gated(project: Path):
+    """The parent as it is, promoted to best."""
+    path = project / "recipes" / "gated.yaml"
+    path.write_text("name: base\nparent: base\nsteps:\n  - gate: {policy: policies/floor.yaml}\n  - promote: {}\n")
+    return read_recipe(path)
+
+
+def test_two_recipes_make_one_name_only_from_the_same_steps(store, project):
+    stage(project, "evaluate", "")
+    stage(project, "prune", "")
+    other = project / "recipes" / "other.yaml"
+    paths = [Path("recipes/mine.yaml"), Path("recipes/other.yaml")]
+    other.write_text(RECIPE.replace("  - evaluate: {packs: [sums]}\n", ""))
+    assert len(planned(store.layout.root, project, paths, where="local", replace=True)) == 7
+    other.write_text(RECIPE.replace("0.5", "0.25"))
+    with pytest.raises(UsageError, match="this makes mine, as recipes/mine") as caught:
+        planned(store.layout.root, project, paths, where="local", replace=True)
+    assert "recipes/other.yaml, step 2" in str(caught.value)
+
+
+def test_the_token_is_given_to_what_fetches_alone(project, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_nobodys")
+    stage(project, "prune", "print(os.environ.get('HF_TOKEN'))")
+    for freezes, seen in ((True, "hf_nobodys"), (False, "None")):
+        said: list[str] = []
+        it = Task(path=PurePosixPath("recipes/mine.yaml"), recipe=recipe(project), number=1, freezes=freezes)
+        Processes(project / "models", project).run(it, [], said.append)
+        assert said == [seen]
+
+
 def test_an_unknown_parent_is_named_before_anything_starts(store, project):
     (project / "recipes" / "mine.yaml").write_text(RECIPE.replace("parent: base", "parent: nobody"))
     stage(project, "evaluate", "")

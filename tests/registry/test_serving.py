@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 
 from gates import canonical
 from gates.errors import UsageError
-from registry import judging, promotion, serving
+from registry import judging, leases, locks, promotion, serving
 from registry.store import Store
 from tests.support import stores
 from tests.support.scores import header, right, written
@@ -83,3 +86,34 @@ def test_flags_are_not_guessed(store: Store, scored: Callable[..., str], changes
     with pytest.raises(UsageError, match="no evidence") as caught:
         serving.command(store, "v7b")
     assert "evaluate v7b on vLLM" in str(caught.value)
+
+
+def test_the_server_that_registry_serve_becomes_holds_the_device_until_it_ends(
+    store: Store, tmp_path: Path, scored: Callable[..., str]
+) -> None:
+    scored(**VLLM, server_flags=FLAGS)
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "vllm"
+    program.write_text("#!/bin/sh\necho started\nexec sleep 60\n")
+    program.chmod(0o755)
+    command = [sys.executable, "-m", "registry", "serve", "v7b", "--root", str(store.layout.root)]
+    environment = os.environ | {"VLLM": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        holder = leases.holder(store.layout.lease("cpu"))
+        assert locks.held(store.layout.lease("cpu"))
+        server.kill()
+    assert not locks.held(store.layout.lease("cpu"))
+    assert holder is not None
+    assert (holder.what, holder.manifest) == ("serve v7b", store.candidate("v7b").digest)
+
+
+@pytest.mark.parametrize("flag", ["trust-remote-code", "trust_remote_code", "trust-rem", "middleware", "config"])
+def test_nothing_is_served_under_a_flag_that_runs_code_from_elsewhere(
+    store: Store, scored: Callable[..., str], flag: str
+) -> None:
+    """The evidence may have come with the model, from anybody."""
+    scored(**VLLM, server_flags=FLAGS | {flag: True})
+    with pytest.raises(UsageError, match="runs code from elsewhere"):
+        serving.command(store, "v7b")

@@ -102,9 +102,13 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("program")
 @pytest.mark.parametrize(
-    "flag", ["chat-template", "chat_template", "tokenizer", "config", "served_model_name", "reasoning_parser", "port"]
+    "flag",
+    [
+        *("chat-template", "chat_template", "tokenizer", "served_model_name", "reasoning_parser", "port"),
+        *("config", "trust_remote_code", "middleware"),
+    ],
 )
-def test_a_flag_for_something_that_is_the_candidates_own_or_ours_is_refused(flag: str) -> None:
+def test_a_flag_for_something_that_is_the_candidates_own_or_ours_or_runs_others_code_is_refused(flag: str) -> None:
     settings = Evaluate(packs=["any"], engine="vllm", server_flags={flag: "other"})
     with pytest.raises(UsageError, match=f"server_flags: {flag}"):
         vllm.describe(settings, Path(), SHAPE, where="a test")

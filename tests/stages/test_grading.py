@@ -293,6 +293,18 @@ def test_any_answer_can_be_sent_back(calls, content, reasoning):
     json.dumps(with_user(answers, "x"))
 
 
+@pytest.mark.parametrize(
+    "text", ['{"x":1e999}', *('{"x":' + "[" * deep + "]" * deep + "}" for deep in range(900, 1000, 7))]
+)
+def test_arguments_that_json_cannot_say_again_go_back_to_the_server_as_json_all_the_same(text):
+    turn, _ = with_results([Answer("", (Call("f", text),))], ["told"])
+    assert isinstance(json.loads(turn["tool_calls"][0]["function"]["arguments"], parse_constant=_no_json), dict)
+
+
+def _no_json(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
 def test_the_numbers_of_yaml_are_those_of_json_in_an_item():
     row = {"id": "a", "category": "A", "messages": [{"x": [Decimal("0.5"), 1]}], "expected": {"answer": "x"}}
     assert exact_text.Item.model_validate(row).messages == [{"x": [0.5, 1]}]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from gates.errors import UsageError
 from registry.recipes import Recipe, read_recipe
+from stages.common import built
 from stages.common.stage import chosen_step
 
 EVALUATE_PARENT, PRUNE, EVALUATE_PRUNED, QUANTIZE, EVALUATE = 0, 1, 2, 4, 5
@@ -63,3 +65,15 @@ def test_a_step_that_the_recipe_has_not_is_refused_with_those_that_it_has(
     with pytest.raises(UsageError, match=kind) as caught:
         chosen_step(kind, recipe, step, None, [], where="here")
     assert "1 evaluate, 2 prune, 3 evaluate, 4 gate, 5 quantize, 6 evaluate" in str(caught.value)
+
+
+def test_an_image_that_was_built_from_other_code_is_told_from_the_folder(project: Path, tmp_path: Path) -> None:
+    assert built.differing(project, project) == []
+    assert built.differing(tmp_path, project) == [], "a project without code"
+    for package in built.PACKAGES:
+        shutil.copytree(project / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    assert built.differing(project, tmp_path) == []
+    (tmp_path / "registry" / "store.py").write_text("changed")
+    (tmp_path / "gates" / "units.py").unlink()
+    (tmp_path / "stages" / "another.py").write_text("")
+    assert built.differing(project, tmp_path) == ["gates/units.py", "registry/store.py", "stages/another.py"]

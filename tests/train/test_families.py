@@ -95,6 +95,19 @@ def test_packed_chats_do_not_see_each_other(tmp_path, family):
             begin += length
 
 
+def test_the_loss_of_a_step_is_that_of_its_answers_whether_they_are_packed_or_not(project, tmp_path):
+    """As the trainer sums it: over batches, padding and sequences of several chats."""
+    losses = []
+    for number, (packing, batch_size) in enumerate([(False, 1), (False, 3), (True, 1)]):
+        changes = {"packing": packing, "batch_size": batch_size, "gradient_accumulation": 6 // batch_size}
+        work = job(project, tmp_path / str(number), "qwen3_moe", max_steps=None, experts="bf16", **changes)
+        train(work)
+        curves = (work.store.layout.candidate("made") / "attachments" / "training.json").read_bytes()
+        losses += json.loads(curves)["losses"]
+    assert len(losses) == 3
+    assert max(losses) - min(losses) < 1e-5 * losses[0]
+
+
 @pytest.mark.parametrize("family", HYBRID)
 def test_chats_are_not_packed_where_linear_attention_would_carry_one_into_the_next(project, tmp_path, family):
     report = check(job(project, tmp_path, family, packing=True))

@@ -8,17 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, UsageError
 from registry.recipes import Quantize, Train, read_recipe
 from registry.store import Candidate, Store
 from registry.verify import verify
+from stages.common import preflight
 from stages.common.checkpoint import Checkpoint
 from stages.common.stage import Job
 from stages.prune import prune
@@ -258,6 +261,8 @@ def test_what_was_kept_of_a_run_and_is_damaged_is_named(store, monkeypatch):
     with pytest.raises(BusyError):
         train(quick(store, "broken", max_steps=1))
     (kept,) = (store.layout.root / "staging").rglob("step-*.safetensors")
+    # two are there while the newer is written
+    assert 2 * kept.stat().st_size <= check(quick(store, "broken", max_steps=1)).demand.kept + 2**16
     kept.chmod(0o644)
     kept.write_bytes(kept.read_bytes()[:-100])
     with pytest.raises(IntegrityError, match="damaged"):
@@ -285,7 +290,8 @@ def test_a_preflight_says_what_will_be_asked_and_writes_nothing(store):
     assert report.reading.tokens == sum(share.tokens for share in report.reading.shares) > 0
     assert "6 steps" in report.change
     assert report.demand.seconds > 0
-    assert report.demand.output > store.candidate("toy").manifest.size
+    assert report.demand.output == store.candidate("toy").manifest.size
+    assert report.demand.disk > report.demand.output + report.demand.kept > report.demand.output
     assert sorted(store.layout.root.rglob("*")) == before
 
 
@@ -307,6 +313,57 @@ def test_a_reference_that_is_trained_on_is_refused(store):
         train(quick(store, "no", reference="mixes/toy/broad.yaml"))
 
 
+def _rewritten(row: str, way: str) -> str:
+    found = json.loads(row)
+    messages = found["messages"]
+    match way:
+        case "order of keys":
+            messages = [dict(reversed(message.items())) for message in messages]
+        case "space":
+            messages = [{**message, "content": f"{message['content']}\n"} for message in messages]
+        case "empty fields":
+            messages = [{**message, "tool_calls": []} for message in messages]
+        case "tools":
+            found["tools"] = [{"type": "function", "function": {"name": "other", "parameters": {}}}]
+    return json.dumps({**found, "messages": messages})
+
+
+@pytest.mark.parametrize("way", ["order of keys", "space", "empty fields", "tools"])
+def test_a_reference_row_that_is_trained_on_is_found_however_it_is_written(store, tmp_path, way):
+    shutil.copytree(PROJECT / "mixes", tmp_path / "mixes")
+    rows = (PROJECT / "mixes" / "toy" / "facts.jsonl").read_text().splitlines()
+    trained = [row for row in rows if "tool_calls" not in row]
+    (tmp_path / "mix.jsonl").write_text("\n".join(trained[:8]) + "\n")
+    (tmp_path / "reference.jsonl").write_text("\n".join([_rewritten(trained[3], way), *trained[8:11]]) + "\n")
+    for name, count in (("mix", 8), ("reference", 4)):
+        datasets = [{"path": f"{name}.jsonl", "count": count}]
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"name": name, "datasets": datasets}))
+    asked = quick(store, "no", mix="mix.yaml", reference="reference.yaml")
+    with pytest.raises(UsageError, match="1 of the reference's 4 rows are in the mix too"):
+        check(replace(asked, project=tmp_path))
+
+
+def test_a_model_without_a_finite_loss_is_not_trained_and_nothing_is_made(store, tmp_path):
+    folder = shutil.copytree(PROJECT / "stages" / "toy" / "checkpoint", tmp_path / "endless")
+    (shard,) = (path for path in folder.glob("*.safetensors") if "lm_head.weight" in load_file(path))
+    tensors = load_file(shard)
+    signs = torch.ones_like(tensors["lm_head.weight"]).cumsum(0) % 2 * 2 - 1
+    tensors["lm_head.weight"] = 3e38 * signs
+    shard.unlink()
+    save_file(tensors, shard, {"format": "pt"})
+    store.add("endless", folder)
+    for _ in range(2):  # what the first run kept says it too
+        with pytest.raises(IntegrityError, match="no finite loss"):
+            train(quick(store, "no", source="endless", max_steps=1))
+    assert "no" not in store.names()
+
+
+def test_reference_answers_that_are_cut_are_counted_before_anything_begins(store):
+    assert list(preflight.warnings(check(quick(store, "whole", sequence_length=512)))) == []
+    (said,) = check(quick(store, "short", sequence_length=64)).notes
+    assert "rows of the reference are cut at 64 tokens" in said
+
+
 def test_a_target_that_the_family_lacks_is_refused_before_anything_is_loaded(store, monkeypatch):
     monkeypatch.setattr(experts4bit, "quantised", None)
     with pytest.raises(UsageError, match="shared_expert"):
@@ -315,8 +372,6 @@ def test_a_target_that_the_family_lacks_is_refused_before_anything_is_loaded(sto
 
 def test_a_device_too_small_for_the_frozen_weights_is_refused_before_anything_is_loaded(store, monkeypatch):
     """The free memory is the only thing that is pretended."""
-    from stages.common import preflight
-
     real = preflight.machine
     monkeypatch.setattr(preflight, "machine", lambda *words: _with_device(real(*words), free=1_000_000))
     monkeypatch.setattr(experts4bit, "quantised", None)
@@ -325,6 +380,4 @@ def test_a_device_too_small_for_the_frozen_weights_is_refused_before_anything_is
 
 
 def _with_device(found: Any, *, free: int) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(found, device=free, device_name="a small card")
+    return replace(found, device=free, device_name="a small card")

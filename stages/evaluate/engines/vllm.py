@@ -30,7 +30,7 @@ PROOF = {"structured-outputs-config.enable_in_reasoning": True}
 """What lets the proof force a text through the parsers. It changes no answer that is not forced."""
 
 _OURS = {"port", "host", "served-model-name", "model", "reasoning-parser", "tool-call-parser"} | PROOF.keys()
-_CANDIDATES = {"chat-template", "tokenizer", "config"}
+_CANDIDATES = {"chat-template", "tokenizer"}
 """Flags that would put another file in the place of the candidate's own, or flags that no evidence states."""
 
 WITHOUT_GPU = {"enforce-eager": True, "kv-cache-memory-bytes": 256 * 2**20}
@@ -58,6 +58,12 @@ def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> 
         )
     # vLLM reads underscores in a flag as dashes
     taken = sorted(flag for flag in settings.server_flags if flag.replace("_", "-") in _OURS | _CANDIDATES)
+    if foreign := serving.running_code(settings.server_flags):
+        raise UsageError(
+            f"server_flags: {', '.join(foreign)} would run code that did not come with vLLM",
+            where=where,
+            remedy="leave it out: no model's or file's code is run here",
+        )
     if taken:
         raise UsageError(
             f"server_flags: {', '.join(taken)} is set by the stage, or is the candidate's own",

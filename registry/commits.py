@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gates.errors import BusyError, IntegrityError, UsageError
-from registry import bulk, channels, fs
+from registry import bulk, channels, fs, plain
 from registry.layout import checked_name
 from registry.manifests import FORMAT, File, Inputs, Manifest
 from registry.parallel import each_file
@@ -125,9 +125,14 @@ def restore(store: Store, name: str, digest: str) -> None:
     write_log(store, name)
 
 
-def write_log(store: Store, name: str, **about: Any) -> None:
-    """Adds the log's entry about the candidate `name`, unless the newest one states its manifest already."""
+def write_log(store: Store, name: str) -> None:
+    """Adds the log's entry about the candidate `name`, unless the newest one states its manifest already.
+
+    All that it says stands in the candidate's folder, so that whoever writes it after a kill writes the same.
+    """
     candidate = store.candidate(name)
+    attached = plain.attachments(store.layout, candidate.name)
+    about = {"attachments": attached} if attached else {}
 
     def following(newest: dict[str, Any] | None) -> dict[str, Any] | None:
         before = newest["manifest"] if newest else None
@@ -241,16 +246,14 @@ def _place(
 ) -> None:
     """Gives the candidate its name and logs it. `sources` are the files in the step's folder by digest."""
     folder = _build(store, manifest.files, extras, manifest.identity())
-    about = {"attachments": {file: extra.digest for file, extra in extras.items()}} if extras else {}
     try:
         with store.locked(f"candidate-{name}", wait=LOCK_WAIT, busy=f"another process works on the name {name}"):
-            # asked again: what was true before the files were hashed may not be true any more
+            # asked again, for what was true before may not be true any more; once it has the name, that logs it
             while store.made(name, manifest.inputs, replace=replace) is None:
                 _rely_on(store, manifest, extras, sources)
                 _refuse_claimed(step)
                 fs.write_content(store.layout.manifest(manifest.identity()), manifest.to_bytes())
                 _take_name(store, name, folder, replace=replace)
-            write_log(store, name, **about)
     finally:
         fs.remove_tree(folder)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,13 +66,21 @@ def of(store: Store, left: Candidate, right: Candidate, *, project: Path = Path(
 
 def render(found: Comparison) -> str:
     rows: list[tuple[str, ...]] = [("", found.left, found.right)]
-    rows += [(each.field, _text(each.left), _text(each.right)) for each in found.differences]
+    rows += [row for each in found.differences for row in _rows(each)]
     rows += [(pack, *map(overview.scores_text, pair)) for pack, pair in found.scores.items()]
     kept = [found.overlap.sentence] if found.overlap else []
     lines = [*overview.columns(rows), *kept, *found.notes, found.conclusion]
     for control in found.controls:
         lines += _control(control)
     return "\n".join(lines)
+
+
+def _rows(difference: Difference) -> Iterator[tuple[str, ...]]:
+    """A row for each part of a setting, or setting of a step, that is not the same."""
+    left, right = (history.flat(difference.field, side) for side in (difference.left, difference.right))
+    for field in dict.fromkeys((*left, *right)):
+        if left.get(field) != right.get(field):
+            yield field, left.get(field, "-"), right.get(field, "-")
 
 
 def _control(control: Control) -> list[str]:
@@ -127,7 +135,3 @@ def _conditions(left: Mapping[str, Evidence], right: Mapping[str, Evidence]) -> 
         nearest = sorted(apart, key=len)[0]
         notes.append(f"{pack}: taken under different conditions ({', '.join(nearest)}), so not comparable")
     return notes
-
-
-def _text(value: object) -> str:
-    return "-" if value is None else str(value)

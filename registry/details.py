@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gates.records import Evidence, Verdict
-from registry import channels, history, holding, lineage, output
+from registry import channels, history, holding, lineage, output, plain
 from registry.manifests import Manifest
 from registry.store import Candidate, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file beside the model. `size` is in bytes; None if the file is gone."""
+
+    name: str
+    size: int | None
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +28,7 @@ class Details:
     folder: str
     channels: tuple[str, ...]
     manifest: Manifest
+    attachments: tuple[Attachment, ...]
     settings: dict[str, Any]
     """What made it what it is, over its whole ancestry (`registry.history.settings`)."""
     ancestry: tuple[str, ...]
@@ -44,6 +55,7 @@ def of(store: Store, candidate: Candidate) -> Details:
         folder=str(candidate.resolved()),
         channels=tuple(channel for channel, name in channels.shown(store).items() if name == candidate.name),
         manifest=candidate.manifest,
+        attachments=tuple(_attachments(store, candidate.name)),
         settings={field: setting.value for field, setting in history.settings(chain).items()},
         ancestry=tuple(digest for digest, _ in chain),
         evidence=store.evidence(candidate.digest),
@@ -74,4 +86,14 @@ def render(found: Details) -> str:
             f"  evidence    {each.pack}: {score} ({overall.items} items, {each.totals.missing} missing, {engine})"
         )
     lines += [f"  file        {name}  {output.size(file.size)}" for name, file in sorted(found.manifest.files.items())]
+    for attached in found.attachments:
+        size = "missing" if attached.size is None else output.size(attached.size)
+        lines.append(f"  attachment  {attached.name}  {size}  {attached.path}")
     return "\n".join(lines)
+
+
+def _attachments(store: Store, name: str) -> Iterator[Attachment]:
+    folder = store.layout.candidate(name) / "attachments"
+    for file, digest in plain.attachments(store.layout, name).items():
+        blob = store.layout.blob(digest)
+        yield Attachment(file, blob.stat().st_size if blob.is_file() else None, str(folder / file))

@@ -8,6 +8,7 @@ depths are one if they leave as many experts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ class Setting:
 class Difference:
     """A field in which two candidates differ, its word for people, and what it is in each (None: it has none).
 
-    A step that only one of them has is one difference, and its field is the step.
+    A step that only one of them has is one difference: its field is the step, and what it is its settings by name.
     """
 
     field: str
@@ -154,6 +155,20 @@ def word(field: str) -> str:
     return plain + (f" of {op} {number}" if number else "") if key else plain + (f" {number}" if number else "")
 
 
+def flat(field: str, value: Any) -> dict[str, str]:
+    """A setting for people, each of its parts under a name of its own: {"train.lora.rank": "16"}. A digest is shown by
+    its beginning, and what is None is not there.
+    """
+    if isinstance(value, Mapping):
+        return {
+            name: shown
+            for key, part in value.items()
+            for name, shown in flat(f"{field}.{key}" if field else str(key), part).items()
+        }
+    text = value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
+    return {} if value is None else {field: text}
+
+
 def step_of(field: str) -> str:
     return field.partition(".")[0]
 
@@ -195,8 +210,7 @@ def _shown(found: Mapping[str, Setting], field: str) -> Any:
     return found[field].value if field in found else None
 
 
-def _whole(found: Mapping[str, Setting], step: str) -> str | None:
-    """A step in one line, if it is there at all."""
-    own = {field: setting.value for field, setting in found.items() if step_of(field) == step}
-    shown = [str(value) for field, value in own.items() if value is not None and not field.endswith(".code")]
-    return ", ".join(shown) if own else None
+def _whole(found: Mapping[str, Setting], step: str) -> dict[str, Any] | None:
+    """A step's settings, if it is there at all."""
+    own = {field.partition(".")[2]: setting.value for field, setting in found.items() if step_of(field) == step}
+    return {key: value for key, value in own.items() if value is not None and key != "code"} if own else None

@@ -18,6 +18,7 @@ from registry import fs
 from registry.layout import Layout, is_name, numbered
 
 _MANIFEST_LINK = re.compile(r"\.\./\.\./manifests/([0-9a-f]{64})\.json")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBERED = re.compile(r"(\d{8})\.json")
 
 
@@ -85,6 +86,16 @@ def records(folder: Path, candidate: str) -> dict[str, dict[str, Any]]:
 def names(layout: Layout) -> list[str]:
     """The candidates' names, sorted."""
     return [name for name in fs.entries(layout.candidates) if is_name(name)]
+
+
+def attachments(layout: Layout, candidate: str) -> dict[str, str]:
+    """The digests of the files beside a candidate's model, by name, as their links state them; what is no link to a
+    blob is left out (`registry verify` names it).
+    """
+    folder = layout.candidate(candidate) / "attachments"
+    links = {Path(base, name) for base, folders, files in fs.walk(folder) for name in (*folders, *files)}
+    stated = {path.relative_to(folder).as_posix(): path.readlink().name for path in links if path.is_symlink()}
+    return {name: digest for name, digest in sorted(stated.items()) if _DIGEST.fullmatch(digest)}
 
 
 def digests(folder: Path) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gates.errors import SluiceError, UsageError
 from gates.records import Evidence, Verdict
 from gates.reports import Ancestor, Entry, Made, Overview, Report, Subject, build, page_of_all, render
-from registry import channels, comparison, fitting, fs, history, holding, judging, lineage, overview
+from registry import channels, comparison, fitting, fs, history, holding, judging, lineage, overview, plain
 from registry.store import Candidate, Store
 
 
@@ -56,6 +55,7 @@ def subject(store: Store, verdict: Verdict, *, card: int | None = None) -> Subje
     }
     if mine:
         found["size"] = mine.manifest.size
+        found["attachments"] = tuple(plain.attachments(store.layout, mine.name))
         found["fit"] = fitting.sentence(mine, card) if card is not None else None
     if other:
         found["baseline_size"] = other.manifest.size
@@ -204,10 +204,8 @@ def ancestors(store: Store, digest: str, named: dict[str, Candidate] | None = No
 
 
 def _shown(value: object) -> str:
-    """A setting for people: a digest by its beginning."""
-    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
-        return value[:12]
-    return "none" if value is None else str(value)
+    """A setting for people, in one line."""
+    return ", ".join(f"{name} {part}".strip() for name, part in history.flat("", value).items()) or "none"
 
 
 def _cost(store: Store, verdict: Verdict) -> Iterator[str]:

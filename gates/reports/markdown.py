@@ -160,6 +160,9 @@ def _origin(subject: Subject) -> Iterator[str]:
     facts += [inert(each) for each in (subject.fit, *subject.cost) if each]
     if facts:
         yield from (f"**Size and cost:** {'; '.join(facts)}", "")
+    if subject.attachments:
+        names = ", ".join(inert(each) for each in subject.attachments[:_MOST_ITEMS])
+        yield from (f"**Kept beside the model:** {names}{_and_more(subject.attachments)}", "")
 
 
 def _rests_on(report: Report) -> str:

@@ -42,6 +42,8 @@ class Subject(Record):
     """Bytes of all files."""
     fit: str | None = None
     """Whether it fits the card it was made for, with the numbers."""
+    attachments: tuple[str, ...] = ()
+    """The names of the files kept beside the candidate's model: plots, scores, curves."""
     cost: tuple[str, ...] = ()
     """What it took: tokens, seconds."""
     promoted: tuple[Name, ...] = ()

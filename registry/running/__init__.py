@@ -157,6 +157,8 @@ def _placed(root: Path, project: Path, lines: Sequence[Line], where: Where | Non
                 raise
             output.hint(f"steps run as processes of this machine, not in containers: {error.what}")
             place = local
+    if isinstance(place, Containers):
+        place.check_registry()
     for task in stages:
         place.check(task)
     return place

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from gates.errors import UsageError
 from registry import output
+from registry.layout import ROOT, ROOT_VARIABLE
+from registry.ownership import IN_CONTAINER
 from registry.running.lines import Lines
 from registry.running.local import ENDING, undisturbed
 from registry.running.plan import NETWORKED, Program, Task
@@ -49,6 +51,7 @@ class Containers:
     """Runs stages in containers of the project's services. `opened` makes one."""
 
     root: Path
+    """Resolved: however it is called, it is one registry."""
     project: Path
     engine: DockerClient
     model: dict[str, Any]
@@ -91,6 +94,18 @@ class Containers:
                 remedy="put it into recipes/; or --local, to run as processes of this machine",
             )
 
+    def check_registry(self) -> None:
+        """Holds the registry against the one in which `docker compose run` would work. That .env names another, and
+        nobody chose this one, is no wish to have two.
+
+        Raises:
+            UsageError: so it is.
+        """
+        model = json.loads(_compose(self.project, None, "config", "--format", "json"))
+        volumes = model["services"].get("registry", {}).get("volumes", [])
+        for mount in (each for each in volumes if each["target"] == str(IN_CONTAINER)):
+            _agree(self.root, Path(_plain(mount["source"])), self.project)
+
     def run(self, task: Task, words: Sequence[str], say: Callable[[str], None]) -> int:
         """Runs the stage of `task` to its end, and gives its exit code.
 
@@ -120,9 +135,7 @@ class Containers:
         """What `run` would start."""
         service = self.model["services"][_service(task)]
         mounts = [
-            # `config` writes a $ as a compose.yaml would have to
-            f"{each.get('source', each['type']).replace('$$', '$')}:{each['target']}"
-            f"{':ro' * bool(each.get('read_only'))}"
+            f"{_plain(each.get('source', each['type']))}:{each['target']}{':ro' * bool(each.get('read_only'))}"
             for each in service.get("volumes", [])
         ]
         return {
@@ -178,7 +191,7 @@ def opened(root: Path, project: Path) -> Containers:
         UsageError: there is no compose.yaml or no Docker Compose, no engine answers, or no container could write to the
             registry as the person who runs this.
     """
-    root, project = root.absolute(), project.absolute()
+    root, project = root.resolve(), project.absolute()
     if not (project / "compose.yaml").is_file():
         raise UsageError("there is no compose.yaml", where=str(project), remedy="start this in the project's folder")
     if shutil.which("docker") is None:
@@ -237,15 +250,43 @@ def _refuse_owner(root: Path) -> None:
         )
 
 
-def _compose(project: Path, root: Path, *words: str) -> str:
+def _agree(root: Path, mounted: Path, project: Path) -> None:
+    """
+    Args:
+        mounted: what Compose mounts where nobody tells it otherwise.
+
+    Raises:
+        UsageError: it was told to mount another registry than `root`, and `root` is where nobody chose one.
+    """
+    if mounted.resolve() in (root, (project / ROOT).resolve()):
+        return
+    if root != ROOT.resolve():
+        output.hint(f"this works in {root}; `docker compose run` works in {mounted} (SLUICE_MODELS)")
+        return
+    raise UsageError(
+        f"containers work in another registry: SLUICE_MODELS is {mounted}, and this would work in {root}",
+        where=str(project / ".env"),
+        remedy=f"{ROOT_VARIABLE}={mounted} or --root {mounted}; or, for this one, SLUICE_MODELS={root} there",
+    )
+
+
+def _plain(text: str) -> str:
+    """`docker compose config` writes a $ as a compose.yaml would have to."""
+    return text.replace("$$", "$")
+
+
+def _compose(project: Path, root: Path | None, *words: str) -> str:
     """What `docker compose` writes to stdout. However this is left, the command has ended.
+
+    Args:
+        root: the registry to mount; None: the one that Compose mounts by itself.
 
     Raises:
         UsageError: it fails; with its last lines.
     """
     command = ["docker", "compose", *words]
     # the registry that is worked in is the one to mount; everything else is as compose.yaml and .env say
-    environment = os.environ | {"SLUICE_MODELS": str(root)}
+    environment = os.environ | ({"SLUICE_MODELS": str(root)} if root else {})
     with subprocess.Popen(
         command,
         cwd=project,

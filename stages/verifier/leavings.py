@@ -53,7 +53,8 @@ def empty(folder: Path, *, keep: Collection[str] = ()) -> None:
 
     It holds one folder open at a time, and goes up by "..": nobody is left who could move a folder meanwhile.
     """
-    os.chmod(folder, 0o700)  # where the kernel has no filter for calls, a program may have shut it
+    if os.stat(folder).st_uid == os.geteuid():  # the folders that a container mounts are root's, and nobody shuts them
+        os.chmod(folder, 0o700)  # where the kernel has no filter for calls, a program may have shut it
     here, names = os.open(folder, os.O_RDONLY | os.O_DIRECTORY), []
     try:
         left = [_full_folders(here, keep)]

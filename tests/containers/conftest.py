@@ -19,6 +19,9 @@ import pytest
 UID = os.getuid() or 1234
 """The person whose project it is: whoever runs the tests, or, since nobody works as root, somebody."""
 
+TOKEN = "hf_thisIsNobodysTokenInAContainer"  # noqa: S105 - nobody's
+"""Set wherever Compose and the command line run, from the first build on."""
+
 PARTS = (
     *("Dockerfile.prune", "Dockerfile.eval", "Dockerfile.train", "compose.yaml", ".dockerignore"),
     *("pyproject.toml", "README.md", "gates", "registry", "stages", "locks", "recipes", "mixes", "packs", "policies"),
@@ -122,7 +125,7 @@ def compose(project: Path) -> Iterator[Compose]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"COMPOSE_PROJECT_NAME": f"sluice-test-{os.getpid()}", "SLUICE_PORT": str(port)}
+    settings = {"COMPOSE_PROJECT_NAME": f"sluice-test-{os.getpid()}", "SLUICE_PORT": str(port), "HF_TOKEN": TOKEN}
     # a registry of the user's own must stay out of this
     others = {key: value for key, value in os.environ.items() if not key.startswith(("SLUICE_", "COMPOSE_"))}
     made = Compose(folder, others | settings)

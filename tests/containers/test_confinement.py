@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.containers.conftest import UID, Compose
+from tests.containers.conftest import TOKEN, UID, Compose
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -94,6 +94,30 @@ def test_the_verifier_has_limits_and_shares_no_memory(inspected: dict[str, dict[
     assert host["Memory"] == host["MemorySwap"] == 2 << 30
     assert host["PidsLimit"] == 256
     assert not any(setting.startswith(("SLUICE_M", "HF_TOKEN")) for setting in inspected["verifier"]["Config"]["Env"])
+
+
+def test_the_token_is_given_to_the_container_that_fetches_alone(inspected: dict[str, dict[str, Any]]) -> None:
+    assert {name for name, container in inspected.items() if TOKEN in json.dumps(container)} == {"mix"}
+    assert f"HF_TOKEN={TOKEN}" in inspected["mix"]["Config"]["Env"]
+
+
+def test_no_image_tells_the_token_that_was_set_when_it_was_built(compose: Compose) -> None:
+    for service in SERVICES:
+        image = f"{compose.name}-{service}"
+        told = _docker("image", "inspect", image) + _docker("history", "--no-trunc", image)
+        assert "/opt/sluice" in told
+        assert TOKEN not in told, service
+
+
+@pytest.mark.parametrize("service", ["prune", "eval", "train"])
+def test_no_layer_of_ours_holds_it(compose: Compose, service: str) -> None:
+    """One image of each Dockerfile; no later layer of it removes a file. Read is all that came after the first file of
+    the environment, and a text that is known to be there is found."""
+    search = f"grep -lF -e {TOKEN} -e 'class IntegrityError(SluiceError)' {{}} +"
+    inside = ["--user", "0", "--network", "none", "--entrypoint", "/bin/sh", f"{compose.name}-{service}"]
+    find = f"find / -xdev -type f -cnewer /opt/sluice/pyvenv.cfg -exec {search}; true"
+    found = _docker("run", "--rm", *inside, "-c", find).split()
+    assert [path.partition("/site-packages/")[2] for path in found] == ["gates/errors.py"]
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.containers.conftest import UID, Compose
+from tests.containers.conftest import TOKEN, UID, Compose
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -63,6 +63,17 @@ def test_everything_belongs_to_the_person_outside_and_no_container_is_left(line:
     owners = {os.lstat(path).st_uid for path in (line.models, *line.models.rglob("*"))}
     assert owners == {UID}
     assert line.containers() == []
+
+
+def test_nothing_that_was_made_said_or_logged_holds_the_token(line: Compose) -> None:
+    line.registry("report", "--all", "--out", "reports")
+    judged = ("gate", JUDGED, "--policy", "policies/toy.yaml", "--baseline", "toy", "--report", "md,json,junit,html")
+    said = [line.registry(*judged), line.registry("run", "recipes/toy/v2.yaml", "--dry-run")]
+    said += [line.run("mix", "--recipe", "recipes/toy/v7b.yaml"), line.run("registry", "log")]
+    assert not any(TOKEN in done.stdout + done.stderr for done in said)
+    made = [path for path in line.project.rglob("*") if path.is_file()]
+    assert {"log", "verdicts", "evidence", "reports"} <= {part for path in made for part in path.parts}
+    assert not [path for path in made if TOKEN.encode() in path.read_bytes()]
 
 
 def test_the_line_again_makes_nothing_new(line: Compose) -> None:

@@ -178,6 +178,9 @@ def test_it_is_told_what_is_missing_and_what_to_do(place: Compose) -> None:
     recipe = _recipe(place, CUT, name="unbuilt", compression="0.5")
     others = Compose(place.project, place.environment | {"COMPOSE_PROJECT_NAME": "sluice-unbuilt"})
     assert "make images" in others.registry("run", recipe, "--containers", expect=2).stderr
+    elsewhere = Compose(place.project, place.environment | {"SLUICE_MODELS": "./elsewhere"})
+    for word in ("--containers", "--dry-run"):
+        assert f"--root {place.project / 'elsewhere'}" in elsewhere.registry("run", recipe, word, expect=2).stderr
     place.own(place.models, 4321)
     try:
         told = place.registry("run", recipe, "--containers", expect=2).stderr

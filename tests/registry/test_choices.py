@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gates import canonical
 from gates.errors import IntegrityError
-from registry import choices, comparison
+from registry import choices, comparison, details
 from registry.choices import Kept, between, overlap
 from registry.manifests import Inputs
 from registry.store import Candidate, Store
@@ -48,6 +48,19 @@ chosen = st.dictionaries(
     st.frozensets(st.integers(0, 11), min_size=1).map(lambda experts: Kept(experts, 12)),
     min_size=1,
 )
+
+
+def test_what_lies_beside_a_model_is_listed_and_so_is_what_is_gone_of_it(store):
+    prune(store, "left", "parent", [[0, 1, 2]] * 2)
+    path = store.layout.candidate("left") / "attachments" / choices.SCORES
+    found = details.of(store, store.candidate("left"))
+    assert list(found.to_json()["attachments"]) == [
+        {"name": choices.SCORES, "size": path.stat().st_size, "path": str(path)},
+    ]
+    assert f"attachment  {choices.SCORES}  " in details.render(found)
+    path.resolve().unlink()
+    assert f"{choices.SCORES}  missing" in details.render(details.of(store, store.candidate("left")))
+    assert details.of(store, store.candidate("parent")).attachments == ()
 
 
 @given(chosen, chosen)

@@ -8,6 +8,8 @@ import pytest
 
 from gates import canonical
 from registry import comparison
+from registry.history import Difference
+from registry.manifests import Inputs
 from registry.store import Candidate, Store
 from tests.support import scores, stores, tiny
 
@@ -101,3 +103,29 @@ def test_a_damaged_candidate_elsewhere_does_not_keep_two_from_being_compared(sto
     other = stores.add(store, "other", tmp_path, seed=1)
     store.layout.manifest(other.digest).unlink()
     assert comparison.of(store, v3, mix_a).controls
+
+
+def test_a_step_that_one_of_them_lacks_is_shown_with_the_names_of_its_settings(store, v3):
+    settings = {
+        "batch_size": 4,
+        "lora": {"rank": 16, "targets": None},
+        "reference": {"name": "held-out", "rows": "a" * 64},
+    }
+    inputs = Inputs(op="train", parent=v3.digest, settings=settings, seed=7, code="test-1")
+    with store.step(inputs.identity()) as folder:
+        tiny.write_checkpoint(folder / "model", layers=1, experts=6, hidden=4, intermediate=4, tied=True)
+        trained = store.commit("trained", inputs, folder / "model")
+    rows = [line.split() for line in comparison.render(comparison.of(store, v3, trained)).splitlines()]
+    assert rows[1:6] == [
+        ["train.batch_size", "-", "4"],
+        ["train.lora.rank", "-", "16"],
+        ["train.reference.name", "-", "held-out"],
+        ["train.reference.rows", "-", "a" * 12],
+        ["train.seed", "-", "7"],
+    ]
+
+
+def test_of_a_setting_with_parts_those_that_differ_are_shown():
+    pair = ({"rank": 8, "alpha": 32}, {"rank": 16, "alpha": 32})
+    found = comparison.Comparison("one", "two", [Difference("train.lora", "lora", *pair)], "", [], {}, [], None)
+    assert [line.split() for line in comparison.render(found).splitlines()[1:]] == [["train.lora.rank", "8", "16"]]

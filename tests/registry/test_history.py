@@ -112,7 +112,7 @@ def test_of_a_stacked_prune_each_prune_is_named():
     assert not history.is_stacked(once)
     (difference,) = between(once, twice)
     assert (difference.field, difference.word, difference.left) == ("prune#2", "prune 2", None)
-    assert "(144 of 192 experts)" in difference.right
+    assert "(144 of 192 experts)" in difference.right["compression"]
     other = prune(once, "0.25", "narrow")
     assert [each.word for each in between(twice, other)] == ["mix of prune 2"]
 
@@ -153,8 +153,8 @@ def _built(depth: str | None, mix: str, quantized: bool, template: str | None, e
 def test_differences_are_the_same_both_ways_and_there_are_none_with_oneself(one, other):
     assert between(one, one) == []
     there, back = between(one, other), between(other, one)
-    assert {(each.field, each.left, each.right) for each in there} == {
-        (each.field, each.right, each.left) for each in back
+    assert {each.field: (each.left, each.right) for each in there} == {
+        each.field: (each.right, each.left) for each in back
     }
     if one[0][0] == other[0][0]:
         assert there == []

@@ -152,3 +152,15 @@ def test_what_was_never_judged_has_no_report(run: Callable[..., tuple[int, str, 
 @pytest.mark.parametrize("command", ["gate", "report"])
 def test_help_names_every_kind_of_report(command: str):
     assert ",".join(KINDS) in CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+
+
+def test_a_report_names_the_files_that_lie_beside_the_model(store: Store):
+    folder = store.layout.candidate("small") / "attachments"
+    folder.mkdir()
+    (folder / "scores.svg").symlink_to(store.layout.blob(store.put(b"<svg/>")))
+    said = reporting.report(store, reporting.latest(store, "small"))
+    assert said.subject.attachments == ("scores.svg",)
+    for kind in ("md", "html"):
+        assert b"Kept beside the model" in reporting.render(said, kind)
+        assert b"scores.svg" in reporting.render(said, kind)
+    assert reporting.subject(store, reporting.latest(store, "base")).attachments == ()

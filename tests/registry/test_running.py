@@ -20,6 +20,7 @@ from registry.commands.running import table
 from registry.judging import read_policy
 from registry.recipes import read_recipe
 from registry.running import Outcome, checks, planned, records, run, summary
+from registry.running.containers import _agree
 from registry.running.lines import Lines
 from registry.running.local import Processes
 from registry.running.plan import KINDS, Task, tasks
@@ -401,3 +402,25 @@ def test_progress_is_told_beside_the_bar_with_its_unit_and_what_is_left():
 def test_a_preflight_is_told_in_a_line_and_its_warnings():
     report = json.loads('{"what": "preflight a", "change": "12 of 16 experts stay", "warnings": ["memory is short"]}')
     assert told(report) == ["preflight a: 12 of 16 experts stay", "warning: memory is short"]
+
+
+def test_a_registry_that_nobody_chose_gives_way_to_the_one_of_env(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="another registry") as caught:
+        _agree(tmp_path / "models", tmp_path / "big", tmp_path)
+    assert f"--root {tmp_path / 'big'}" in str(caught.value)
+
+
+def test_a_registry_that_somebody_chose_is_worked_in_and_the_other_one_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _agree(tmp_path / "chosen", tmp_path / "big", tmp_path)
+    assert str(tmp_path / "big") in capsys.readouterr().err
+
+
+def test_nothing_is_said_where_compose_was_told_of_no_other_registry(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "chosen")
+    _agree(tmp_path / "chosen", tmp_path / "models", tmp_path)
+    _agree(tmp_path / "models", tmp_path / "models", tmp_path)
+    _agree(tmp_path / "chosen", tmp_path / "link", tmp_path)
+    assert capsys.readouterr().err == ""

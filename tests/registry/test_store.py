@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gates import canonical
 from gates.errors import BusyError, IntegrityError, UsageError
 from registry import fs
 from registry.manifests import Inputs, Manifest, MixUse, Taken
@@ -262,6 +263,21 @@ def test_attachments_lie_beside_the_model_and_are_no_part_of_it(store, parent):
     assert "plots/scores.svg" not in candidate.manifest.files
     assert not (candidate.folder / "plots").exists()
     invariants.check(store.layout.root)
+
+
+def test_the_log_says_what_lies_beside_the_model_also_where_a_kill_left_the_entry_to_the_next(store, parent):
+    inputs = stores.pruned(parent)
+    extra = store.layout.step(inputs.identity()) / "attachments"
+    (extra / "plots").mkdir(parents=True)
+    (extra / "plots/scores.svg").write_text("<svg/>")
+    store.commit("v7b", inputs, worked(store, inputs), attachments=extra)
+    logged = store.log.newest("candidate", name="v7b")
+    assert logged["attachments"] == {"plots/scores.svg": canonical.digest(b"<svg/>")}
+    max(store.layout.log.iterdir()).unlink()
+    assert store.log.newest("candidate", name="v7b") is None
+    assert store.made("v7b", inputs) is not None
+    assert store.log.newest("candidate", name="v7b") == logged
+    assert "attachments" not in store.log.newest("candidate", name="toy")
 
 
 def test_what_a_candidate_was_made_from_must_be_there(store, parent):

@@ -81,5 +81,5 @@ def test_a_second_run_waits_for_the_first_and_finds_everything_made(told: Line, 
         second = line.run("run", str(recipe))
         first.communicate(timeout=60)
     assert first.returncode == 0
-    assert "waiting for it to end" in second.stderr
+    assert "waiting for the turn to run recipes here" in second.stderr
     assert second.stderr.count("made already") == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -77,8 +76,6 @@ class Compose:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # as on a terminal: a shell starts what it puts in the background deaf to Ctrl-C
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def registry(self, *words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:

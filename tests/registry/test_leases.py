@@ -88,15 +88,7 @@ def other_holder(layout: Layout, what: str = "prune v7b") -> contextlib.Abstract
 def registry(*words: str | Path, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "registry", *map(str, words)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=os.environ | environment, preexec_fn=_as_on_a_terminal
-    )
-
-
-def _as_on_a_terminal() -> None:
-    """What runs in the background may have been started deaf to these, these tests perhaps."""
-    for each in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(each, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | environment)
 
 
 def said(process: subprocess.Popen[str], *, expect: int) -> str:

@@ -96,7 +96,8 @@ def test_the_noise_that_casting_measures_is_the_distance_to_what_was_written(row
     noise = Noise()
     codes, scales = quantize_block(weight, name="w", noise=noise)
     exact = dequantize_block(codes, scales).double() - weight.double()
-    assert noise.lost == pytest.approx(exact.square().sum().item(), rel=1e-3)
+    energy = weight.double().square().sum().item()  # of which float32 loses some 1e-14 where the cast loses nothing
+    assert noise.lost == pytest.approx(exact.square().sum().item(), rel=1e-3, abs=1e-12 * energy)
     assert noise.power == pytest.approx(weight.double().square().sum().item(), rel=1e-3)
     halves = Noise()
     for half in weight[: rows // 256 * 128], weight[rows // 256 * 128 :]:

@@ -195,7 +195,8 @@ def _run(store: Store, project: Path, place: Place, line: Line, replace: bool, s
     code, reason, candidate = 0, "done", line.recipe.parent
     for task in line.tasks:
         shown.begin(task.title)
-        candidate = task.candidate
+        if task.candidate != candidate:
+            candidate, verdict = task.candidate, None  # the one before had its own
         try:
             if task.program is not None:
                 code, reason = _ended(task, place.run(task, task.words(replace=replace), shown.line))

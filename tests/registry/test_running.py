@@ -350,6 +350,16 @@ def test_a_recipe_promotes_what_passed_and_does_not_put_back_what_was_replaced(s
     assert read_policy(policy).name == "floor"
 
 
+def test_a_candidate_that_was_not_judged_has_no_verdict_of_the_one_before(store, project):
+    (project / "recipes" / "cut.yaml").write_text(
+        "name: cut\nparent: base\nsteps:\n  - gate: {policy: policies/floor.yaml}\n  - quantize: {}\n"
+    )
+    stores.observe(store, "base", right=9)
+    stage(project, "quantize", "sys.exit(5)")
+    (end,) = run(store.layout.root, project, [Path("recipes/cut.yaml")], where="local")
+    assert (end.candidate, end.verdict, end.code) == ("cut", None, 5)
+
+
 def test_what_is_there_already_is_told_for_every_kind_of_step(store, project):
     text = RECIPE.replace("sums", stores.PACK).replace("name: mine\nparent: base", "name: new\nparent: base")
     text = "\n".join(line for line in text.splitlines() if "prune" not in line) + "\n"

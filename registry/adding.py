@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gates import canonical
-from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
+from gates.errors import IntegrityError, UsageError
 from registry import bulk, commits, fs, hub, locks, oci, output, remotes, sources, taking
 from registry.checkpoint import inspect
 from registry.layout import checked_name
@@ -22,7 +22,7 @@ from registry.manifests import File, Inputs, files_digest
 from registry.parallel import each_file
 from registry.pushing import receiving, records
 from registry.remotes import Remote
-from registry.taking import Work
+from registry.taking import Work, refused_whole
 
 if TYPE_CHECKING:
     from registry.store import Candidate, Store
@@ -129,18 +129,8 @@ def _commit(
     where: str,
     replace: bool,
 ) -> Candidate:
-    """The candidate. What is refused for what it is leaves nothing; what fails otherwise is kept, to be continued."""
-    try:
-        candidate = commits.commit(store, name, _inputs(files, origin), place.model, replace=replace, known=files)
-    except BusyError:
-        raise
-    except SluiceError as error:
-        if error.where:  # the copy is gone in a moment, and never was what anybody could mend
-            error.where = error.where.replace(str(place.model), where, 1)
-        store.discard(work)
-        raise
-    store.discard(work)
-    return candidate
+    with refused_whole(store, place, work, where):
+        return commits.commit(store, name, _inputs(files, origin), place.model, replace=replace, known=files)
 
 
 def _check_place(store: Store, given: sources.Folder, *, move: bool) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gates import canonical
-from gates.errors import IntegrityError, UsageError
+from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
 from registry import bulk, fs, locks, output
 from registry.manifests import File
 from registry.parallel import each_file
@@ -39,6 +39,28 @@ _TRUSTED = " trusted"
 _WORTH_A_CLONE = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_LINK = {errno.ENOENT, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP}
+
+
+@contextlib.contextmanager
+def refused_whole(store: Store, place: Work, work: str, where: str) -> Iterator[None]:
+    """The end of a step: its folder is gone then, be the model in it committed or refused for what it is.
+
+    What fails otherwise is kept, to be continued.
+
+    Args:
+        work: the step's digest.
+        where: the source, for messages.
+    """
+    try:
+        yield
+    except BusyError:
+        raise
+    except SluiceError as error:
+        if error.where:  # the copy is gone in a moment, and never was what anybody could mend
+            error.where = error.where.replace(str(place.model), where, 1)
+        store.discard(work)
+        raise
+    store.discard(work)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from gates.policy import Policy
 from gates.records import Verdict
@@ -33,6 +35,16 @@ class Approval:
             "override": self.override,
             "reason": self.reason,
         }
+
+
+def alone(store: Store, target: str) -> AbstractContextManager[None]:
+    """One push to a target at a time.
+
+    Raises:
+        BusyError: another process is at it.
+    """
+    key = canonical.digest(canonical.dumps({"push": target}))
+    return store.locked(f"push-{key}", wait=0, busy=f"another process sends something to {target}")
 
 
 def approve(

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gates import canonical
 from gates.errors import UsageError
 from registry.hub import Address
 from registry.pushing import eligibility, records
@@ -95,8 +94,7 @@ def push(
     eligibility.demand_sound(store, candidate)
     if rehearse:
         return _pushed(work, approval)
-    key = canonical.digest(canonical.dumps({"push": str(address)}))
-    with store.locked(f"push-{key}", wait=0, busy=f"another process sends something to {address}"):
+    with eligibility.alone(store, str(address)):
         if site is None or not done:
             eligibility.log(store, candidate, str(address), approval, state="begun")
             site = send(work, site, private=options.private)

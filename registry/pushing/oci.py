@@ -91,8 +91,7 @@ def push(
     missing = work.missing(artifact)
     eligibility.demand_sound(store, candidate)
     if not rehearse:
-        key = canonical.digest(canonical.dumps({"push": str(address)}))
-        with store.locked(f"push-{key}", wait=0, busy=f"another process sends something to {address}"):
+        with eligibility.alone(store, str(address)):
             if missing or not done:
                 work.log(approval, state="begun", digest=artifact.digest)
                 work.send(artifact, missing)

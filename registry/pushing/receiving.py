@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gates import canonical
-from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
+from gates.errors import IntegrityError, UsageError
 from registry import commits, output, remotes, sources, taking
 from registry.manifests import File
 from registry.pushing import records
 from registry.pushing.records import Records
 from registry.remotes import Remote
 from registry.store import Candidate, Store
-from registry.taking import Taken, Work
+from registry.taking import Taken, Work, refused_whole
 
 
 def from_folder(
@@ -113,12 +113,9 @@ def commit(
     origin: Mapping[str, str],
     replace: bool,
 ) -> Candidate:
-    """The candidate and its records, from a step's folder that holds all of both; the folder is gone then.
-
-    What is refused for what it is leaves no folder either; what fails otherwise is kept, to be continued.
-    """
+    """The candidate and its records, from a step's folder that holds all of both; the folder is gone then."""
     where = origin["source"]
-    try:
+    with refused_whole(store, place, work, where):
         _refuse_others(carried, files, where)
         blobs = {digest: beside(place).model / file for file, digest in carried.files().items()}
         records.receive(store, carried, blobs, where=where)
@@ -127,15 +124,7 @@ def commit(
             store, name, inputs, place.model, replace=replace, known=files, stated=carried.candidate
         )
         records.record(store, name, carried, origin=origin)
-    except BusyError:
-        raise
-    except SluiceError as error:
-        if error.where:  # the copy is gone in a moment, and never was what anybody could mend
-            error.where = error.where.replace(str(place.model), where, 1)
-        store.discard(work)
-        raise
-    store.discard(work)
-    return candidate
+        return candidate
 
 
 def _there(files: Mapping[str, Path], file: str, where: str) -> Path:

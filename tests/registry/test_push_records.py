@@ -29,14 +29,7 @@ Values = dict[str, Any]
 @pytest.fixture
 def store(memory_path) -> Store:
     """v7b, pruned from base on the mix broad, judged against base; and base judged by itself."""
-    store = Store.init(memory_path / "models")
-    base = stores.add(store, "base", memory_path)
-    stores.prune(store, "v7b", base, experts=2, mix="broad", compression="0.25")
-    policy = judging.read_policy(stores.write_policy(memory_path / "strict.yaml"))
-    stores.observe(store, "base", right=8)
-    stores.observe(store, "v7b", right=9)
-    judging.judge(store, "v7b", policy=policy, baseline="base")
-    return store
+    return stores.judged(memory_path)[0]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gates import canonical
+from gates.policy import Policy
 from gates.records import Evidence, Verdict
 from registry import judging
 from registry.manifests import File, Inputs, MixUse
@@ -84,3 +85,15 @@ def prune(store: Store, name: str, parent: Candidate, *, experts: int, mix: str,
         candidate = store.commit(name, inputs, model)
     store.discard(inputs.identity())
     return candidate
+
+
+def judged(folder: Path) -> tuple[Store, Policy]:
+    """v7b, pruned from base on the mix broad and judged against base; and the policy that it passed."""
+    store = Store.init(folder / "models")
+    base = add(store, "base", folder)
+    prune(store, "v7b", base, experts=2, mix="broad", compression="0.25")
+    policy = judging.read_policy(write_policy(folder / "strict.yaml"))
+    observe(store, "base", right=8)
+    observe(store, "v7b", right=9)
+    judging.judge(store, "v7b", policy=policy, baseline="base")
+    return store, policy

@@ -208,7 +208,7 @@ def _size(folder: Path) -> int:
 
 def write_model(folder: Path, width: int, *, hidden: int = 2048) -> None:
     """A Qwen3-MoE with a layer in each shard; the weights are random BF16, none of them NaN or infinite."""
-    from registry.families import family_of
+    from registry.families import architecture_of
 
     config = {
         "model_type": "qwen3_moe",
@@ -232,7 +232,7 @@ def write_model(folder: Path, width: int, *, hidden: int = 2048) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     shards: dict[str, dict[str, tuple[int, ...]]] = {shard_name(number): {} for number in range(SHARDS)}
-    for spec in family_of(config).architecture(config).tensors(fused=False, mtp=False):
+    for spec in architecture_of(config).tensors(fused=False, mtp=False):
         shards[shard_name(spec.part.layer or 0)][spec.name] = spec.shape
     weight_map = {name: shard for shard, names in shards.items() for name in names}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

@@ -25,14 +25,14 @@ from registry.remotes import Remote
 from registry.taking import Work, refused_whole
 
 if TYPE_CHECKING:
-    from registry.store import Candidate, Store
+    from registry.objects import Candidate, Objects
 
 CODE = "add-1"
 """Taking the same files in gives the same candidate, whichever release does it."""
 
 
 def add(
-    store: Store, name: str, source: Path | str, *, move: bool = False, replace: bool = False, insecure: bool = False
+    store: Objects, name: str, source: Path | str, *, move: bool = False, replace: bool = False, insecure: bool = False
 ) -> Candidate:
     """Makes the model in `source` the candidate `name`. One that has the same files already is found.
 
@@ -56,15 +56,15 @@ def add(
     return _from_remote(store, name, remote, replace=replace)
 
 
-def _check_name(store: Store, name: str, *, replace: bool) -> None:
+def _check_name(store: Objects, name: str, *, replace: bool) -> None:
     """Refuses before anything is read what a commit would refuse after everything is copied."""
     if not os.path.lexists(store.layout.candidate(checked_name(name))):
-        store.made(name, _inputs({}, {}))  # which refuses a channel's name
+        commits.made(store, name, _inputs({}, {}))  # which refuses a channel's name
     elif replace:
         commits.refuse_served(store, name)
 
 
-def _from_folder(store: Store, name: str, given: sources.Folder, *, move: bool, replace: bool) -> Candidate:
+def _from_folder(store: Objects, name: str, given: sources.Folder, *, move: bool, replace: bool) -> Candidate:
     _check_place(store, given, move=move)
     if given.records:
         candidate, taken = receiving.from_folder(store, name, given, move=move, replace=replace)
@@ -95,7 +95,7 @@ def _from_folder(store: Store, name: str, given: sources.Folder, *, move: bool, 
     return found
 
 
-def _from_remote(store: Store, name: str, remote: Remote, *, replace: bool) -> Candidate:
+def _from_remote(store: Objects, name: str, remote: Remote, *, replace: bool) -> Candidate:
     if records.FILE in remote.there:
         return receiving.from_remote(store, name, remote, replace=replace)
     there = _added(store, name, where=remote.address, replace=replace)
@@ -119,7 +119,7 @@ def _from_remote(store: Store, name: str, remote: Remote, *, replace: bool) -> C
 
 
 def _commit(
-    store: Store,
+    store: Objects,
     name: str,
     place: Work,
     work: str,
@@ -133,7 +133,7 @@ def _commit(
         return commits.commit(store, name, _inputs(files, origin), place.model, replace=replace, known=files)
 
 
-def _check_place(store: Store, given: sources.Folder, *, move: bool) -> None:
+def _check_place(store: Objects, given: sources.Folder, *, move: bool) -> None:
     """
     Raises:
         UsageError: the registry lies in the source; or its files are to be moved and lie in the registry, are links, or
@@ -162,7 +162,7 @@ def _check_place(store: Store, given: sources.Folder, *, move: bool) -> None:
             )
 
 
-def _found(store: Store, name: str, given: sources.Folder, *, replace: bool) -> Candidate | None:
+def _found(store: Objects, name: str, given: sources.Folder, *, replace: bool) -> Candidate | None:
     """The candidate of this name, if it holds the same files: they are hashed where they are, beside its blobs.
 
     A blob that is damaged or missing is made again from the source.
@@ -180,13 +180,13 @@ def _found(store: Store, name: str, given: sources.Folder, *, replace: bool) -> 
         damaged = {file: given.files[file] for file, (_, sound) in hashed.items() if not sound}
         if damaged:
             _mend(store, name, damaged)
-        return store.made(name, there.manifest.inputs)
+        return commits.made(store, name, there.manifest.inputs)
     if not replace:
         raise _taken_by_others(name, stated, files, where=str(given.root))
     return None
 
 
-def _added(store: Store, name: str, *, where: str, replace: bool) -> Candidate | None:
+def _added(store: Objects, name: str, *, where: str, replace: bool) -> Candidate | None:
     """The candidate of this name, if there is one that was added.
 
     Raises:
@@ -212,7 +212,7 @@ def _added(store: Store, name: str, *, where: str, replace: bool) -> Candidate |
     return None
 
 
-def _hash(store: Store, name: str, given: sources.Folder, stated: Mapping[str, File]) -> dict[str, tuple[File, bool]]:
+def _hash(store: Objects, name: str, given: sources.Folder, stated: Mapping[str, File]) -> dict[str, tuple[File, bool]]:
     """Each file of the source, and whether the candidate's blob of that file holds the same bytes."""
 
     def one(file: str, advance: bulk.Advance) -> tuple[File, bool]:
@@ -226,7 +226,7 @@ def _hash(store: Store, name: str, given: sources.Folder, stated: Mapping[str, F
     return each_file(f"compare {name}", {file: path.stat().st_size for file, path in given.files.items()}, one)
 
 
-def _mend(store: Store, name: str, files: Mapping[str, Path]) -> None:
+def _mend(store: Objects, name: str, files: Mapping[str, Path]) -> None:
     work = canonical.digest(canonical.dumps({"mend": name, "files": sorted(map(str, files.values()))}))
     with store.locked(f"step-{work}", wait=0, busy=f"another process mends {name}"):
         place = Work(store, store.layout.step(work))
@@ -250,7 +250,7 @@ def _check_stated(stated: Mapping[str, str], files: Mapping[str, File], *, where
             )
 
 
-def _remove(store: Store, given: sources.Folder, files: Mapping[str, File], before: Mapping[str, str]) -> None:
+def _remove(store: Objects, given: sources.Folder, files: Mapping[str, File], before: Mapping[str, str]) -> None:
     """Removes what was taken from the source, and the folders that are empty then. What changed meanwhile stays."""
     kept = []
     for name, path in given.files.items():

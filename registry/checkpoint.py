@@ -18,7 +18,7 @@ from registry import fs
 from registry.completeness import problems_of
 from registry.contents import forbidden
 from registry.facts import Problem, facts_of
-from registry.families import family_of
+from registry.families import architecture, family_of
 from registry.manifests import Shape
 from registry.tensors import Tensor, read_header
 
@@ -67,7 +67,7 @@ def examine(folder: Path, files: Mapping[str, Path] | None = None) -> tuple[Shap
     if damage:
         return None, problems  # with a shard unreadable, every tensor in it would be reported missing
     try:
-        facts = facts_of(family.architecture(config, where=where), tensors, block)
+        facts = facts_of(architecture(family, config, where=where), tensors, block)
     except UsageError as error:
         return None, [*problems, Problem(CONFIG, error.what.removeprefix(CONFIG).lstrip(": "))]
     return facts.shape(), problems + problems_of(facts)

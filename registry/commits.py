@@ -1,8 +1,6 @@
 """How a candidate comes into being: blobs, then the manifest, then the candidate's folder, then the log's entry.
 
-Each is durable before the next begins. The folder is built complete under a temporary name and gets its own by one
-rename. A process killed after that rename and before the log's entry leaves the entry to the next one that makes, finds
-or promotes the candidate: the newest entry about a name must state the manifest that the name has.
+Each is durable before the next begins (`registry.naming` has the last two).
 """
 
 from __future__ import annotations
@@ -14,16 +12,13 @@ import re
 import secrets
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from gates.errors import BusyError, IntegrityError, UsageError
-from registry import bulk, channels, fs, plain
+from registry import bulk, fs, generations, naming
 from registry.layout import checked_name
 from registry.manifests import FORMAT, File, Inputs, Manifest
+from registry.objects import Candidate, Objects
 from registry.parallel import each_file
-
-if TYPE_CHECKING:
-    from registry.store import Candidate, Store
 
 LOCK_WAIT = 60.0
 """Seconds that one process waits while another gives the same name to a candidate, or promotes it."""
@@ -34,8 +29,41 @@ _START = secrets.token_hex(8)
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 
 
+def made(store: Objects, name: str, inputs: Inputs, *, replace: bool = False) -> Candidate | None:
+    """The candidate `name`, if it is made from `inputs`; None if it is still to be made.
+
+    Raises:
+        UsageError: it is made from something else, and `replace` is not given or a channel serves it; or `name` is
+            a channel's.
+    """
+    if generations.current(store.layout, checked_name(name)) is not None:
+        raise UsageError(f"{name} is the name of a channel", remedy="choose another name for the candidate")
+    if not os.path.lexists(store.layout.candidate(name)):
+        return None
+    try:
+        there = store.candidate(name)
+    except IntegrityError:
+        if not replace:
+            raise
+        refuse_served(store, name)
+        return None
+    differences = there.manifest.inputs.differences(inputs)
+    if not differences:
+        naming.write_log(store, name)
+        return there
+    if not replace:
+        listed = "".join(f"\n  {line}" for line in differences)
+        raise UsageError(
+            f"{name} is made from something else (there / asked for):{listed}",
+            where=str(store.layout.candidate(name)),
+            remedy="choose another name, or make it again with --replace",
+        )
+    refuse_served(store, name)
+    return None
+
+
 def commit(
-    store: Store,
+    store: Objects,
     name: str,
     inputs: Inputs,
     model: Path,
@@ -57,11 +85,11 @@ def commit(
         stated: the manifest of a candidate that was made elsewhere; it keeps it.
 
     Raises:
-        UsageError: the name is taken by something else (`Store.made`), or a file's name cannot be kept.
+        UsageError: the name is taken by something else (`made`), or a file's name cannot be kept.
         IntegrityError: `model` is no whole checkpoint or not what is stated, or what it was made from is missing.
         BusyError: another process works on the name, or where `model` lies.
     """
-    found = store.made(checked_name(name), inputs, replace=replace)
+    found = made(store, checked_name(name), inputs, replace=replace)
     if found is not None:
         return found
     from registry.checkpoint import inspect
@@ -80,21 +108,21 @@ def commit(
     return store.candidate(name)
 
 
-def assemble(store: Store, name: str, inputs: Inputs, files: dict[str, File], *, replace: bool = False) -> Candidate:
+def assemble(store: Objects, name: str, inputs: Inputs, files: dict[str, File], *, replace: bool = False) -> Candidate:
     """Makes the candidate `name` of files that are blobs already.
 
     Raises:
-        UsageError: the name is taken by something else (`Store.made`), or a file's name cannot be kept.
+        UsageError: the name is taken by something else (`made`), or a file's name cannot be kept.
         IntegrityError: together they are no whole checkpoint, or what it was made from is missing.
     """
-    found = store.made(checked_name(name), inputs, replace=replace)
+    found = made(store, checked_name(name), inputs, replace=replace)
     if found is not None:
         return found
     from registry.checkpoint import inspect
 
     _check_origin(store, inputs)
     refuse_unsafe(list(files), where=store.layout.candidate(name))
-    folder = _build(store, files, {}, inputs.identity())
+    folder = naming.build(store, files, {}, inputs.identity())
     try:
         shape = inspect(folder / "model")
     finally:
@@ -110,37 +138,6 @@ def claim(folder: Path) -> None:
     """
     fs.make_folders(folder)
     fs.replace_link(folder / _CLAIM, _this_process())
-
-
-def restore(store: Store, name: str, digest: str) -> None:
-    """Gives `name` back to the candidate with this manifest, whatever has taken it; attachments do not come back."""
-    folder, target = _build(store, store.manifest(digest).files, {}, digest), store.layout.candidate(name)
-    try:
-        try:
-            fs.rename_folder(folder, target)
-        except FileExistsError:
-            fs.exchange(folder, target)
-    finally:
-        fs.remove_tree(folder)
-    write_log(store, name)
-
-
-def write_log(store: Store, name: str) -> None:
-    """Adds the log's entry about the candidate `name`, unless the newest one states its manifest already.
-
-    All that it says stands in the candidate's folder, so that whoever writes it after a kill writes the same.
-    """
-    candidate = store.candidate(name)
-    attached = plain.attachments(store.layout, candidate.name)
-    about = {"attachments": attached} if attached else {}
-
-    def following(newest: dict[str, Any] | None) -> dict[str, Any] | None:
-        before = newest["manifest"] if newest else None
-        if before == candidate.digest:
-            return None
-        return {"manifest": candidate.digest, "op": candidate.manifest.inputs.op, "replaced": before, **about}
-
-    store.log.follow("candidate", {"name": name}, following)
 
 
 def link_in(path: Path, blob: Path, digest: str) -> None:
@@ -162,12 +159,12 @@ def link_in(path: Path, blob: Path, digest: str) -> None:
         ) from None
 
 
-def refuse_served(store: Store, name: str) -> None:
+def refuse_served(store: Objects, name: str) -> None:
     """
     Raises:
         UsageError: a channel serves `name`; its verdict belongs to the manifest that the name has now.
     """
-    for channel, served in channels.served(store).items():
+    for channel, served in generations.served(store.layout).items():
         if served == name:
             raise UsageError(
                 f"{name} is served by the channel {channel}, so it cannot be replaced",
@@ -195,7 +192,7 @@ def refuse_unsafe(names: list[str], *, where: Path) -> None:
             )
 
 
-def _check_origin(store: Store, inputs: Inputs) -> None:
+def _check_origin(store: Objects, inputs: Inputs) -> None:
     """A candidate never refers to a parent or to calibration rows that are not there."""
     if inputs.parent is not None:
         store.manifest(inputs.parent)
@@ -203,7 +200,7 @@ def _check_origin(store: Store, inputs: Inputs) -> None:
         store.read(inputs.mix.rows)
 
 
-def _take(store: Store, name: str, folder: Path, known: dict[str, File] | None) -> dict[str, File]:
+def _take(store: Objects, name: str, folder: Path, known: dict[str, File] | None) -> dict[str, File]:
     """Makes every file below `folder` a blob."""
     paths = _regular_files(folder)
     refuse_unsafe(list(paths), where=folder)
@@ -235,7 +232,7 @@ def _regular_files(folder: Path) -> dict[str, Path]:
 
 
 def _place(
-    store: Store,
+    store: Objects,
     name: str,
     manifest: Manifest,
     extras: dict[str, File],
@@ -245,11 +242,11 @@ def _place(
     replace: bool,
 ) -> None:
     """Gives the candidate its name and logs it. `sources` are the files in the step's folder by digest."""
-    folder = _build(store, manifest.files, extras, manifest.identity())
+    folder = naming.build(store, manifest.files, extras, manifest.identity())
     try:
         with store.locked(f"candidate-{name}", wait=LOCK_WAIT, busy=f"another process works on the name {name}"):
             # asked again, for what was true before may not be true any more; once it has the name, that logs it
-            while store.made(name, manifest.inputs, replace=replace) is None:
+            while made(store, name, manifest.inputs, replace=replace) is None:
                 _rely_on(store, manifest, extras, sources)
                 _refuse_claimed(step)
                 fs.write_content(store.layout.manifest(manifest.identity()), manifest.to_bytes())
@@ -258,7 +255,7 @@ def _place(
         fs.remove_tree(folder)
 
 
-def _rely_on(store: Store, manifest: Manifest, extras: dict[str, File], sources: dict[str, Path]) -> None:
+def _rely_on(store: Objects, manifest: Manifest, extras: dict[str, File], sources: dict[str, Path]) -> None:
     """Renews all that the manifest names, and makes a blob again what gc has just taken away.
 
     From here to the candidate's name takes moments, and gc spares what was renewed minutes ago
@@ -301,13 +298,13 @@ def _this_process() -> str:
     return f"{platform.node()}-{os.getpid()}-{_START}"
 
 
-def _take_name(store: Store, name: str, folder: Path, *, replace: bool) -> None:
+def _take_name(store: Objects, name: str, folder: Path, *, replace: bool) -> None:
     target = store.layout.candidate(name)
     try:
         fs.rename_folder(folder, target)
     except FileExistsError:
         if not replace:
-            return  # somebody else just took it; asked again, `Store.made` says who
+            return  # somebody else just took it; asked again, `made` says who
         try:
             fs.exchange(folder, target)
         except FileNotFoundError:
@@ -317,22 +314,3 @@ def _take_name(store: Store, name: str, folder: Path, *, replace: bool) -> None:
         except UsageError:
             fs.exchange(folder, target)
             raise
-
-
-def _build(store: Store, files: dict[str, File], extras: dict[str, File], digest: str) -> Path:
-    """A candidate's folder, complete and durable, under a temporary name as deep below the root as its own."""
-    folder = fs.beside(store.layout.staging / digest)
-    fs.make_folders(folder)
-    fs.new_link(folder / "manifest", f"../../manifests/{digest}.json")
-    folders = {folder}
-    for part, contents in (("model", files), ("attachments", extras)):
-        for name, file in contents.items():
-            path = folder / part / name
-            fs.make_folders(path.parent)
-            depth = len(path.relative_to(folder).parts) + 1
-            blob = store.layout.blob(file.digest).relative_to(store.layout.root)
-            fs.new_link(path, "../" * depth + blob.as_posix())
-            folders.add(path.parent)
-    for each in sorted(folders, reverse=True):
-        fs.sync_folder(each)
-    return folder

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gates.records import Evidence, Verdict
-from registry import channels, history, holding, lineage, output, plain
+from registry import generations, history, holding, lineage, output, plain
 from registry.manifests import Manifest
 from registry.store import Candidate, Store
 
@@ -53,7 +53,7 @@ def of(store: Store, candidate: Candidate) -> Details:
         name=candidate.name,
         digest=candidate.digest,
         folder=str(candidate.resolved()),
-        channels=tuple(channel for channel, name in channels.shown(store).items() if name == candidate.name),
+        channels=tuple(channel for channel, name in generations.shown(store.layout).items() if name == candidate.name),
         manifest=candidate.manifest,
         attachments=tuple(_attachments(store, candidate.name)),
         settings={field: setting.value for field, setting in history.settings(chain).items()},

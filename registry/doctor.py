@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gates.errors import IntegrityError, SluiceError
-from registry import channels, fs, garbage, links, locks, marker, output, ownership, reachable
+from registry import channels, fs, garbage, generations, links, locks, marker, output, ownership, reachable
 from registry.layout import Layout
 
 if TYPE_CHECKING:
@@ -175,8 +175,8 @@ def _candidates(store: Store) -> Iterator[Finding]:
 def _records(store: Store) -> Iterator[Finding]:
     store.log.verify()
     channels.verify(store)
-    for channel in channels.names(store):
-        generation = channels.newest(store, channel)
+    for channel in generations.channels(store.layout):
+        generation = generations.newest(store.layout, channel)
         link = store.layout.channel(channel)
         target = store.layout.channel_target(generation.candidate) if generation else None
         if not link.is_symlink() or str(link.readlink()) != target:

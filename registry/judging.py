@@ -15,15 +15,15 @@ from gates.errors import IntegrityError, UsageError
 from gates.evidence import Checked
 from gates.policy import Policy, parse_policy
 from gates.records import Evidence, Verdict, exit_code
-from registry import channels, output, plain, retractions, waivers
+from registry import generations, output, plain, retractions, waivers
+from registry.objects import Candidate, Objects
 from registry.recipes import read_text
-from registry.store import Candidate, Store
 
 Read = dict[str, Checked]
 """The rows that were read and checked already, by their evidence's digest. What is read is added."""
 
 
-def judge(store: Store, name: str, *, policy: Policy, baseline: str | None, read: Read | None = None) -> Verdict:
+def judge(store: Objects, name: str, *, policy: Policy, baseline: str | None, read: Read | None = None) -> Verdict:
     """Judges the candidate by everything that is known of it and its baseline, records the verdict and logs it.
 
     A candidate that already is its own baseline (it was promoted to that channel) cannot be compared with itself: the
@@ -52,7 +52,7 @@ def judge(store: Store, name: str, *, policy: Policy, baseline: str | None, read
     return verdict
 
 
-def fresh(store: Store, candidate: Candidate, policy_digest: str) -> Verdict | None:
+def fresh(store: Objects, candidate: Candidate, policy_digest: str) -> Verdict | None:
     """The verdict that the candidate stands under: the worst of those under this policy that judging again comes to.
 
     A candidate may have been judged against several baselines. A failure against one is not outvoted by a Pass against
@@ -67,7 +67,7 @@ def fresh(store: Store, candidate: Candidate, policy_digest: str) -> Verdict | N
     return standing.worst(holding)
 
 
-def _holds(store: Store, verdict: Verdict) -> bool:
+def _holds(store: Objects, verdict: Verdict) -> bool:
     return same(verdict, _judged(store, stored_policy(store, verdict.policy), verdict.candidate, verdict.baseline))
 
 
@@ -79,7 +79,7 @@ def read_policy(path: Path) -> Policy:
     return parse_policy(read_text(path, "policy"), where=str(path))
 
 
-def policy_of(store: Store, path: Path | None, *, channel: str) -> Policy:
+def policy_of(store: Objects, path: Path | None, *, channel: str) -> Policy:
     """The policy in the file `path`; without one, the policy that the channel is bound to.
 
     Raises:
@@ -88,7 +88,7 @@ def policy_of(store: Store, path: Path | None, *, channel: str) -> Policy:
     """
     if path is not None:
         return read_policy(path)
-    generation = channels.current(store, channel)
+    generation = generations.current(store.layout, channel)
     if generation is None:
         raise UsageError(
             f"no policy is named, and there is no channel {channel} that would have one",
@@ -97,7 +97,7 @@ def policy_of(store: Store, path: Path | None, *, channel: str) -> Policy:
     return stored_policy(store, generation.policy)
 
 
-def evaluated(store: Store, *, other_than: str | None) -> list[str]:
+def evaluated(store: Objects, *, other_than: str | None) -> list[str]:
     """The candidates that have evidence, but for the one that all are compared with; says which have none."""
     baseline = store.candidate(other_than).digest if other_than is not None else None
     candidates = [store.candidate(name) for name in store.names()]
@@ -113,7 +113,7 @@ def worst_exit_code(found: Iterable[Verdict]) -> int:
     return next((code for code in (4, 1, 3, 0) if code in codes), 3)
 
 
-def stored_policy(store: Store, digest: str) -> Policy:
+def stored_policy(store: Objects, digest: str) -> Policy:
     """The policy that a verdict or a generation names.
 
     Raises:
@@ -122,7 +122,7 @@ def stored_policy(store: Store, digest: str) -> Policy:
     return parse_policy(store.read(digest).decode(), where=f"policy {digest[:12]}")
 
 
-def _judged(store: Store, policy: Policy, candidate: str, baseline: str | None, read: Read | None = None) -> Verdict:
+def _judged(store: Objects, policy: Policy, candidate: str, baseline: str | None, read: Read | None = None) -> Verdict:
     ours = retractions.standing(store, candidate)
     theirs = retractions.standing(store, baseline) if baseline is not None else {}
     read = {} if read is None else read
@@ -145,7 +145,7 @@ def _judged(store: Store, policy: Policy, candidate: str, baseline: str | None, 
     )
 
 
-def checked(store: Store, digest: str, each: Evidence, read: Read) -> Checked:
+def checked(store: Objects, digest: str, each: Evidence, read: Read) -> Checked:
     """Reads the rows of one evidence out of the store, unless that was done; damaged ones are a complaint."""
     if digest not in read:
         try:
@@ -156,7 +156,7 @@ def checked(store: Store, digest: str, each: Evidence, read: Read) -> Checked:
     return read[digest]
 
 
-def log(store: Store, name: str, verdict: Verdict, digest: str) -> None:
+def log(store: Objects, name: str, verdict: Verdict, digest: str) -> None:
     """Makes this the newest verdict that the log names of its candidate and policy. (A verdict holds no time.)"""
 
     def following(newest: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gates.errors import IntegrityError, SluiceError
-from registry import channels, history, output
+from registry import generations, history, output
 from registry.manifests import Manifest
-from registry.store import Candidate, Store
+from registry.objects import Candidate, Objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Node:
     made: tuple[Node, ...]
 
 
-def ancestry(store: Store, digest: str, known: dict[str, Manifest] | None = None) -> Iterator[tuple[str, Manifest]]:
+def ancestry(store: Objects, digest: str, known: dict[str, Manifest] | None = None) -> Iterator[tuple[str, Manifest]]:
     """The manifest called `digest` and those it was made from, newest first.
 
     Args:
@@ -46,12 +46,12 @@ def ancestry(store: Store, digest: str, known: dict[str, Manifest] | None = None
         next_digest = manifest.inputs.parent
 
 
-def chain(store: Store, candidate: Candidate, known: dict[str, Manifest] | None = None) -> history.Chain:
+def chain(store: Objects, candidate: Candidate, known: dict[str, Manifest] | None = None) -> history.Chain:
     """All of `ancestry`."""
     return tuple(ancestry(store, candidate.digest, {candidate.digest: candidate.manifest} if known is None else known))
 
 
-def trees(store: Store, name: str | None = None) -> list[Node]:
+def trees(store: Objects, name: str | None = None) -> list[Node]:
     """Everything in the registry from its origins on; with `name`, its line of descent and what was made from it.
 
     An ancestor is there whether it still has a name or not. A candidate that is damaged is left out, with a hint.
@@ -73,7 +73,7 @@ def trees(store: Store, name: str | None = None) -> list[Node]:
     line = None
     if wanted is not None:
         line = {wanted.digest, *_above(wanted.digest, found.parents)}
-    served = channels.shown(store)
+    served = generations.shown(store.layout)
     roots = [digest for digest, parent in found.parents.items() if parent is None]
     return [
         _node(root, found, served, line, wanted.digest if wanted else None)
@@ -98,7 +98,7 @@ class _Known:
     parents: dict[str, str | None]
 
 
-def _follow(store: Store, digest: str, found: _Known) -> None:
+def _follow(store: Objects, digest: str, found: _Known) -> None:
     """Adds a manifest and those above it, as far as they can be read and are not there yet."""
     next_digest: str | None = digest
     while next_digest is not None and next_digest not in found.parents:

@@ -142,10 +142,9 @@ def _cells(line: Line, packs: list[str]) -> list[str]:
 
 
 def _served(layout: Layout) -> dict[str, str]:
-    from registry import channels
-    from registry.store import Store
+    from registry import generations
 
-    return channels.shown(Store(layout))
+    return generations.shown(layout)
 
 
 def _line(layout: Layout, name: str, served_by: tuple[str, ...], known: dict[str, dict[str, Any]]) -> tuple[bool, Line]:

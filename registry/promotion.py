@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING
 from gates.errors import IntegrityError, UsageError
 from gates.policy import Policy
 from gates.records import Verdict
-from registry import channels, commits
-from registry.channels import FORMAT, Generation, create, current, generations, names, newest, repair, served, settle
+from registry import commits, generations, naming
+from registry.channels import create, settle
+from registry.generations import FORMAT, Generation
 from registry.layout import checked_name
 from registry.log import signature
 
 if TYPE_CHECKING:
     from registry.store import Candidate, Store
-
-__all__ = ["Generation", "current", "generations", "promote", "repair", "rollback", "served"]
 
 
 def promote(
@@ -52,11 +51,12 @@ def promote(
     _refuse_candidates_name(store, channel)
     request = _Request(channel, policy, override, (reason or "").strip() or None)
     with _unchanging(store, candidate):
-        commits.write_log(store, candidate.name)
+        naming.write_log(store, candidate.name)
         while True:
             before = _before(store, request)
             generation = _following(store, candidate, before, request)
-            if before is not None and before == current(store, channel) and _same(before, generation):
+            now = generations.current(store.layout, channel)
+            if before is not None and before == now and _same(before, generation):
                 generation = before
                 break
             if create(store, generation):
@@ -78,9 +78,10 @@ def rollback(store: Store, *, channel: str = "best", to: int | None = None) -> G
     """
     checked_name(channel)
     while True:
-        before = newest(store, channel)
+        before = generations.newest(store.layout, channel)
         if before is None:
-            remedy = f"there is {', '.join(names(store))}" if names(store) else "registry promote NAME makes the first"
+            known = ", ".join(generations.channels(store.layout))
+            remedy = f"there is {known}" if known else "registry promote NAME makes the first"
             raise UsageError(f"there is no channel {channel!r}", remedy=remedy)
         earlier = _earlier(store, before, to)
         if (before.candidate, before.manifest) == (earlier.candidate, earlier.manifest):
@@ -146,11 +147,11 @@ def _unchanging(store: Store, candidate: Candidate) -> Iterator[None]:
 def _before(store: Store, request: _Request) -> Generation | None:
     """The generation that the next follows. One that is lost is passed over by an override alone, as the log has it."""
     try:
-        return newest(store, request.channel)
+        return generations.newest(store.layout, request.channel)
     except IntegrityError:
         if not (request.override and request.reason):
             raise
-        return channels.last_logged(store, request.channel)
+        return generations.last_logged(store.layout, request.channel)
 
 
 def _following(store: Store, candidate: Candidate, before: Generation | None, request: _Request) -> Generation:
@@ -217,7 +218,7 @@ def _same(before: Generation, generation: Generation) -> bool:
 
 
 def _earlier(store: Store, before: Generation, to: int | None) -> Generation:
-    kept = generations(store, before.channel)
+    kept = generations.kept(store.layout, before.channel)
     if to is not None:
         found = [each for each in kept if each.number == to]
     else:

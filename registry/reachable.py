@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
-from registry import channels, fs, locks
+from registry import fs, generations, locks
 from registry.layout import RECORDS, is_name
 from registry.manifests import Manifest
 
@@ -151,11 +151,11 @@ def named(store: Store) -> dict[str, str]:
     return found
 
 
-def kept_generations(store: Store, keep: int | None) -> Iterator[channels.Generation]:
+def kept_generations(store: Store, keep: int | None) -> Iterator[generations.Generation]:
     """The newest `keep` generations of each channel (None: all) and the one that is served."""
-    for channel in channels.names(store):
-        generations = channels.generations(store, channel)
-        yield from generations[-keep:] if keep is not None else generations
+    for channel in generations.channels(store.layout):
+        found = generations.kept(store.layout, channel)
+        yield from found[-keep:] if keep is not None else found
 
 
 def last_names(store: Store) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gates.errors import IntegrityError, UsageError
-from registry import channels, commits, fs, holding, reachable
+from registry import commits, fs, generations, holding, reachable
 from registry.layout import checked_name
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def dependents(store: Store, name: str, manifest: str | None, *, keep_generation
             sentence = (
                 f"generation {generation.number} of {generation.channel} served it and could not be rolled back to"
             )
-            found += [sentence] if generation != channels.current(store, generation.channel) else []
+            found += [sentence] if generation != generations.current(store.layout, generation.channel) else []
     others = {other: candidate for other, candidate in store.sound().items() if other != name}
     if any(other.digest == manifest for other in others.values()):
         return found  # which stays, under its other name
@@ -103,14 +103,15 @@ def _refuse(name: str, reasons: list[str]) -> None:
 
 
 def _serving(store: Store, name: str) -> list[str]:
-    return [f"the channel {channel} serves it" for channel, served in channels.served(store).items() if served == name]
+    found = generations.served(store.layout)
+    return [f"the channel {channel} serves it" for channel, served in found.items() if served == name]
 
 
 def _finished(store: Store, name: str) -> Removed:
     """What a removal that was killed before its entry in the log left to do."""
     manifest = reachable.last_names(store).get(name)
     if manifest is None:
-        generation = channels.current(store, name)
+        generation = generations.current(store.layout, name)
         if generation is not None:
             raise UsageError(f"{name} is a channel, which serves {generation.candidate}", remedy="name a candidate")
         raise UsageError(f"there is no candidate {name!r}", where=str(store.layout.root), remedy="registry ls")

@@ -8,7 +8,7 @@ from pathlib import Path
 from gates.errors import SluiceError, UsageError
 from gates.records import Evidence, Verdict
 from gates.reports import Ancestor, Entry, Made, Overview, Report, Subject, build, page_of_all, render
-from registry import channels, comparison, fitting, fs, history, holding, judging, lineage, overview, plain
+from registry import comparison, fitting, fs, generations, history, holding, judging, lineage, overview, plain
 from registry.store import Candidate, Store
 
 
@@ -43,14 +43,14 @@ PAGE_OF_ALL = "index.html"
 def subject(store: Store, verdict: Verdict, *, card: int | None = None) -> Subject:
     """What the registry knows of a verdict's candidate and baseline; less, where an ancestor is damaged or gone."""
     named = _named(store)
-    mine = named.get(verdict.candidate)
+    mine, served = named.get(verdict.candidate), generations.shown(store.layout)
     other = named.get(verdict.baseline) if verdict.baseline else None
     found: dict[str, object] = {
         "candidate": mine.name if mine else None,
         "baseline": other.name if other else None,
         "lineage": ancestors(store, verdict.candidate, named),
         "baseline_lineage": ancestors(store, verdict.baseline, named) if verdict.baseline else (),
-        "promoted": tuple(channel for channel, name in channels.shown(store).items() if mine and name == mine.name),
+        "promoted": tuple(channel for channel, name in served.items() if mine and name == mine.name),
         "stale": not holding.rests_on_all(store.layout, verdict),
     }
     if mine:

@@ -14,7 +14,7 @@ from gates.errors import IntegrityError, UsageError
 from gates.records import Digest, Evidence, Record
 from registry import fs, plain
 from registry.log import signature
-from registry.store import Store
+from registry.objects import Objects
 
 FORMAT: Literal[1] = 1
 
@@ -29,7 +29,7 @@ class Retraction(Record):
     by: str
 
 
-def retract(store: Store, evidence: str, reason: str) -> Retraction:
+def retract(store: Objects, evidence: str, reason: str) -> Retraction:
     """Takes one evidence back. One that is retracted already stays so, for the reason that was given first.
 
     Args:
@@ -47,7 +47,7 @@ def retract(store: Store, evidence: str, reason: str) -> Retraction:
     return record(store, wanted)
 
 
-def record(store: Store, wanted: Retraction) -> Retraction:
+def record(store: Objects, wanted: Retraction) -> Retraction:
     """Keeps a retraction and logs it. Where the evidence is retracted already, the reason given first stays."""
     manifest, digest = wanted.candidate, wanted.evidence
     fs.renew(store.layout.manifest(manifest))  # gc spares what was renewed a moment ago
@@ -62,7 +62,7 @@ def record(store: Store, wanted: Retraction) -> Retraction:
     return wanted
 
 
-def retracted(store: Store, manifest: str) -> dict[str, Retraction]:
+def retracted(store: Objects, manifest: str) -> dict[str, Retraction]:
     """The retractions of a candidate's evidence, by the evidence's digest.
 
     Raises:
@@ -71,18 +71,18 @@ def retracted(store: Store, manifest: str) -> dict[str, Retraction]:
     return {digest: _read(store, manifest, digest) for digest in retracted_digests(store, manifest)}
 
 
-def retracted_digests(store: Store, manifest: str) -> list[str]:
+def retracted_digests(store: Objects, manifest: str) -> list[str]:
     """Which of a candidate's evidence is retracted, without reading why."""
     return plain.digests(store.layout.retractions(manifest))
 
 
-def standing(store: Store, manifest: str) -> dict[str, Evidence]:
-    """A candidate's evidence that counts, by digest, sorted. Raises as `Store.evidence` does."""
+def standing(store: Objects, manifest: str) -> dict[str, Evidence]:
+    """A candidate's evidence that counts, by digest, sorted. Raises as `Objects.evidence` does."""
     gone = set(retracted_digests(store, manifest))
     return {digest: each for digest, each in store.evidence(manifest).items() if digest not in gone}
 
 
-def _read(store: Store, manifest: str, digest: str) -> Retraction:
+def _read(store: Objects, manifest: str, digest: str) -> Retraction:
     path = store.layout.retractions(manifest) / f"{digest}.json"
     retraction = Retraction.from_bytes(fs.read(path, f"retraction of evidence {digest[:12]}"), where=str(path))
     if (retraction.candidate, retraction.evidence) != (manifest, digest):
@@ -90,7 +90,7 @@ def _read(store: Store, manifest: str, digest: str) -> Retraction:
     return retraction
 
 
-def _find(store: Store, prefix: str) -> tuple[str, str]:
+def _find(store: Objects, prefix: str) -> tuple[str, str]:
     """The manifest and the digest of the one evidence whose digest begins so."""
     found = sorted(
         (manifest, digest)

@@ -15,7 +15,7 @@ from typing import Any
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from gates.records import Conditions, Evidence
-from registry import channels, retractions
+from registry import generations, retractions
 from registry.store import Store
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -125,7 +125,7 @@ def _evidence(store: Store, name: str) -> Mapping[str, Evidence]:
     """What the verdict rests on by which a channel serves its candidate; of a candidate, all there is."""
     candidate = store.candidate(name)
     evidence = retractions.standing(store, candidate.digest)
-    generation = channels.newest(store, name)
+    generation = generations.newest(store.layout, name)
     if generation is None or generation.verdict is None:
         return evidence
     verdict = store.verdicts(candidate.digest).get(generation.verdict)

@@ -28,7 +28,7 @@ from registry.parallel import each_file
 
 if TYPE_CHECKING:
     from registry.bulk import Advance
-    from registry.store import Store
+    from registry.objects import Objects
 
 MARGIN = 64 << 20
 """Bytes that stay free beside what is taken: manifests, links, logs."""
@@ -42,7 +42,7 @@ _NO_LINK = {errno.ENOENT, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, 
 
 
 @contextlib.contextmanager
-def refused_whole(store: Store, place: Work, work: str, where: str) -> Iterator[None]:
+def refused_whole(store: Objects, place: Work, work: str, where: str) -> Iterator[None]:
     """The end of a step: its folder is gone then, be the model in it committed or refused for what it is.
 
     What fails otherwise is kept, to be continued.
@@ -67,7 +67,7 @@ def refused_whole(store: Store, place: Work, work: str, where: str) -> Iterator[
 class Work:
     """One step's folder: the model as far as it is there, and notes of which of its files are done."""
 
-    store: Store
+    store: Objects
     folder: Path
 
     @property
@@ -241,7 +241,7 @@ def _taken(
     return File(digest=digest, size=size)
 
 
-def _twins(store: Store, files: Mapping[str, Path]) -> dict[str, str]:
+def _twins(store: Objects, files: Mapping[str, Path]) -> dict[str, str]:
     """For each file that looks like a blob that is there, that blob's digest."""
     sizes = {name: path.stat().st_size for name, path in files.items()}
     by_size: dict[int, list[Path]] = defaultdict(list)
@@ -258,7 +258,7 @@ def _twins(store: Store, files: Mapping[str, Path]) -> dict[str, str]:
     return found
 
 
-def _blobs(store: Store) -> Iterator[os.DirEntry[str]]:
+def _blobs(store: Objects) -> Iterator[os.DirEntry[str]]:
     root = store.layout.root / "blobs" / "sha256"
     for folder in fs.entries(root):
         with os.scandir(root / folder) as entries:

@@ -24,7 +24,7 @@ from registry.layout import RECORDS
 
 if TYPE_CHECKING:
     from registry.layout import Layout
-    from registry.store import Store
+    from registry.objects import Objects
 
 PENDING = "pending.json"
 
@@ -80,7 +80,7 @@ def remove_records(layout: Layout, digest: str) -> bool:
     return not os.path.lexists(layout.manifest(digest))
 
 
-def recover(store: Store) -> None:
+def recover(store: Objects) -> None:
     """Puts back what a killed gc had taken away, and removes what it had doomed. A gc that is at work is let alone."""
     layout = store.layout
     if not taken(layout):

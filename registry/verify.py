@@ -24,8 +24,9 @@ from registry.checkpoint import examine, headers
 from registry.facts import FP8_BLOCK, Problem, is_scale
 from registry.layout import Layout
 from registry.manifests import File, Manifest
+from registry.objects import read_record
 from registry.parallel import each_file
-from registry.store import Candidate, Store, read_record
+from registry.store import Candidate, Store
 from registry.tensors import Tensor, read_header
 from registry.values import impossible_scales, possible
 

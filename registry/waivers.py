@@ -9,11 +9,11 @@ from gates.policy import Policy
 from gates.records import Waiver
 from registry import fs
 from registry.log import signature
-from registry.store import Candidate, Store, read_record
+from registry.objects import Candidate, Objects, read_record
 
 
 def waive(
-    store: Store, candidate: Candidate, policy: Policy, *, gate: str, reason: str, until: str, by: str | None = None
+    store: Objects, candidate: Candidate, policy: Policy, *, gate: str, reason: str, until: str, by: str | None = None
 ) -> Waiver:
     """Lets `gate` pass for this candidate to the end of the day `until`, where the evidence does not decide it.
 
@@ -49,7 +49,7 @@ def waive(
     return waiver
 
 
-def record(store: Store, waiver: Waiver) -> None:
+def record(store: Objects, waiver: Waiver) -> None:
     """Keeps a waiver and logs it; one that is there already changes nothing."""
     fs.renew(store.layout.manifest(waiver.candidate))  # gc spares what was renewed a moment ago
     folder = store.layout.waivers(waiver.candidate)
@@ -60,7 +60,7 @@ def record(store: Store, waiver: Waiver) -> None:
     store.log.follow("waiver", key, lambda newest: None if newest else about | {"waived_by": waiver.by})
 
 
-def of(store: Store, manifest: str) -> list[Waiver]:
+def of(store: Objects, manifest: str) -> list[Waiver]:
     """Every waiver that was ever given for a candidate.
 
     Raises:
@@ -70,7 +70,7 @@ def of(store: Store, manifest: str) -> list[Waiver]:
     return [read_record(folder / name, Waiver, manifest) for name in fs.entries(folder)]
 
 
-def today(store: Store) -> str:
+def today(store: Objects) -> str:
     """The day (UTC). A clock that was set back revives nothing: it is never before the log's newest entry."""
     newest = store.log.last_time()
     return max(datetime.now(UTC).date().isoformat(), newest[:10] if newest else "")

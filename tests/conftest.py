@@ -18,8 +18,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A law holds or it does not; how long one example takes says nothing on a busy machine.
-settings.register_profile("sluice", deadline=None)
+# A law holds or it does not; how long one example takes says nothing on a busy machine. Where components are required,
+# as in CI, examples are the same each time: what fails there is the change, and not luck. By hand luck is welcome, and
+# `pytest -m hypothesis --hypothesis-profile thorough` seeks it.
+settings.register_profile("sluice", deadline=None, derandomize="SLUICE_REQUIRE" in os.environ)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile("sluice")
 
 

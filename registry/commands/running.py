@@ -16,7 +16,8 @@ from registry.commands import Json, Root
 from registry.layout import ROOT
 
 if TYPE_CHECKING:
-    from registry.running import Outcome, Where
+    from registry.running import Outcome
+    from registry.running.places import Where
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -1,7 +1,6 @@
 """The model families that Sluice knows, as data: one TOML file each, and nothing of torch.
 
-    family = family_of(config)                         by the model_type of a config.json
-    architecture = family.architecture(config)         the family with that config.json's numbers
+    architecture = architecture_of(config)             the family of its model_type, with that config.json's numbers
     architecture.part("model.layers.3.mlp.gate.weight")    what a tensor is, by its name
     architecture.tensors(fused=False, mtp=True)        every tensor of a whole checkpoint, with its shape
 
@@ -18,11 +17,21 @@ from importlib import resources
 from typing import Any
 
 from gates.errors import UsageError
-from registry.families.architecture import Architecture
+from registry.families.architecture import Architecture, architecture
 from registry.families.parts import Part, Spec, scale_shape
 from registry.families.schema import Family, read_family
 
-__all__ = ["Architecture", "Family", "Part", "Spec", "architecture_of", "families", "family_of", "scale_shape"]
+__all__ = [
+    "Architecture",
+    "Family",
+    "Part",
+    "Spec",
+    "architecture",
+    "architecture_of",
+    "families",
+    "family_of",
+    "scale_shape",
+]
 
 
 def family_of(config: dict[str, Any], *, where: str | None = None) -> Family:
@@ -48,7 +57,7 @@ def architecture_of(config: dict[str, Any], *, where: str | None = None) -> Arch
     Raises:
         UsageError: no family is called so, or config.json lacks a number or states an absurd one.
     """
-    return family_of(config, where=where).architecture(config, where=where)
+    return architecture(family_of(config, where=where), config, where=where)
 
 
 @cache

@@ -21,13 +21,9 @@ mtp_layers_unless_stated            how many layers an MTP head has where config
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from registry.families.parts import Kind, Need, Role
-
-if TYPE_CHECKING:
-    from registry.families.architecture import Architecture
-
 
 PLACES = frozenset(("model", "layers", "dense", "sparse", "mtp head", "mtp layers", "vision", "vision blocks"))
 """Where tensors can be in every family. Other places are types of layers."""
@@ -94,16 +90,6 @@ class Family:
         """Whether the train stage takes it: its routers choose by a softmax of their logits, with nothing beside them
         that would have to follow when an adapter moves the logits."""
         return not any(template.kind == "router" and template.name.endswith("bias") for template in self.templates)
-
-    def architecture(self, config: dict[str, Any], *, where: str | None = None) -> Architecture:
-        """The family with the numbers of one config.json.
-
-        Raises:
-            UsageError: a number is missing or absurd.
-        """
-        from registry.families.architecture import architecture
-
-        return architecture(self, config, where=where)
 
 
 def read_family(table: dict[str, Any]) -> Family:

@@ -11,7 +11,7 @@ from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from gates.policy import Policy
 from gates.records import Verdict
-from registry import channels, judging
+from registry import generations, judging
 from registry.store import Candidate, Store
 from registry.verify import demand_whole, verify_records
 
@@ -68,7 +68,7 @@ def approve(
         UsageError: it may not be sent, or there is no policy to decide by.
         IntegrityError: a record is damaged.
     """
-    bound = channels.newest(store, channel)
+    bound = generations.newest(store.layout, channel)
     if policy is None:
         policy = judging.policy_of(store, None, channel=channel)
     digest, reason = policy.identity(), (reason or "").strip() or None

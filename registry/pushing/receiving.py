@@ -10,15 +10,15 @@ from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from registry import commits, output, remotes, sources, taking
 from registry.manifests import File
+from registry.objects import Candidate, Objects
 from registry.pushing import records
 from registry.pushing.records import Records
 from registry.remotes import Remote
-from registry.store import Candidate, Store
 from registry.taking import Taken, Work, refused_whole
 
 
 def from_folder(
-    store: Store, name: str, given: sources.Folder, *, move: bool, replace: bool
+    store: Objects, name: str, given: sources.Folder, *, move: bool, replace: bool
 ) -> tuple[Candidate, dict[str, Taken]]:
     """The candidate `name` from a folder with records, and what was taken of it.
 
@@ -41,7 +41,7 @@ def from_folder(
     return candidate, taken
 
 
-def from_remote(store: Store, name: str, remote: Remote, *, replace: bool) -> Candidate:
+def from_remote(store: Objects, name: str, remote: Remote, *, replace: bool) -> Candidate:
     """The candidate `name` from a place elsewhere that holds records too. Raises as `from_folder`."""
     where = remote.address
     work = canonical.digest(canonical.dumps({"add": name, **remote.origin}))
@@ -83,12 +83,12 @@ def beside(place: Work) -> Work:
     return Work(place.store, place.folder / "records")
 
 
-def check_name(store: Store, name: str, carried: Records, *, where: str, replace: bool) -> None:
+def check_name(store: Objects, name: str, carried: Records, *, where: str, replace: bool) -> None:
     """
     Raises:
         UsageError: `name` is a channel's, or another candidate's that is not to be replaced.
     """
-    there = store.made(name, carried.candidate.inputs, replace=replace)
+    there = commits.made(store, name, carried.candidate.inputs, replace=replace)
     if there is not None and there.digest != carried.manifest and not replace:
         raise UsageError(
             f"{name} is there already, made from the same but with other files ({there.digest[:12]})",
@@ -97,13 +97,13 @@ def check_name(store: Store, name: str, carried: Records, *, where: str, replace
         )
 
 
-def is_there(store: Store, name: str, carried: Records) -> bool:
+def is_there(store: Objects, name: str, carried: Records) -> bool:
     """Whether the candidate `name` is the one that the records travel with."""
     return os.path.lexists(store.layout.candidate(name)) and store.candidate(name).digest == carried.manifest
 
 
 def commit(
-    store: Store,
+    store: Objects,
     name: str,
     carried: Records,
     place: Work,

@@ -25,9 +25,9 @@ from gates.policy import Policy, parse_policy
 from gates.records import Digest, Evidence, Record, Verdict, Waiver
 from registry import bulk, commits, fs, judging, lineage, output, retractions, waivers
 from registry.manifests import Manifest
+from registry.objects import Candidate, Objects
 from registry.retractions import Retraction
 from registry.sources import RECORDS as FOLDER
-from registry.store import Candidate, Store
 
 FORMAT: Literal[1] = 1
 FILE = f"{FOLDER}/records.json"
@@ -81,7 +81,7 @@ class Records:
         ).to_bytes()
 
 
-def gather(store: Store, candidate: Candidate) -> Records:
+def gather(store: Objects, candidate: Candidate) -> Records:
     """What travels with the candidate: its lineage, and all that is recorded about it and those it was compared with.
 
     A verdict that does not follow from its evidence any more (an earlier Sluice judged otherwise) is left out.
@@ -146,7 +146,7 @@ def parse(data: bytes, *, where: str) -> Records:
     return records
 
 
-def receive(store: Store, records: Records, blobs: Mapping[str, Path], *, where: str) -> None:
+def receive(store: Objects, records: Records, blobs: Mapping[str, Path], *, where: str) -> None:
     """Takes in what the candidate's manifest rests on, before the candidate itself is made: blobs and ancestors.
 
     Args:
@@ -170,7 +170,7 @@ def receive(store: Store, records: Records, blobs: Mapping[str, Path], *, where:
             fs.write_content(store.layout.manifest(digest), manifest.to_bytes())
 
 
-def record(store: Store, name: str, records: Records, *, origin: Mapping[str, str]) -> None:
+def record(store: Objects, name: str, records: Records, *, origin: Mapping[str, str]) -> None:
     """Takes in what is recorded about the candidate `name`, once it is made. Doing it again changes nothing.
 
     Of a baseline that has a name in this registry nothing is taken: what is known of one's own candidates nobody else
@@ -220,7 +220,7 @@ def _values(found: Mapping[str, Record | Policy]) -> dict[str, dict[str, Any]]:
     return {digest: canonical.loads(each.to_bytes()) for digest, each in found.items()}
 
 
-def _in_order(store: Store, manifest: str) -> dict[str, Verdict]:
+def _in_order(store: Objects, manifest: str) -> dict[str, Verdict]:
     """The verdicts on a candidate, those that the log names last at the end."""
     found = store.verdicts(manifest)
     told = [each.about.get("verdict") for each in store.log.entries() if each.event == "verdict"]
@@ -261,7 +261,7 @@ def _named(manifests: Mapping[str, Manifest], evidence: Mapping[str, Evidence]) 
     return rows | {blob for each in evidence.values() for blob in (each.rows, each.responses) if blob}
 
 
-def _size(store: Store, digest: str) -> int:
+def _size(store: Objects, digest: str) -> int:
     """The bytes of a blob, every one of which is read: calibration rows may be more than memory holds."""
     path = store.layout.blob(digest)
     if not path.is_file() or (found := bulk.hash_file(path))[0] != digest:

@@ -11,20 +11,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from gates.errors import SluiceError, UsageError
 from registry import leases, output
-from registry.recipes import Recipe, read_recipe
+from registry.recipes import MAKES, read_recipe
 from registry.running import checks, records
-from registry.running.containers import Containers, cleared, opened
-from registry.running.local import Processes
-from registry.running.plan import Task, tasks
+from registry.running.containers import Containers, cleared
+from registry.running.places import Place, Where, placed
+from registry.running.plan import Line, Task, tasks
 from registry.running.view import View, view
 from registry.store import Store
-
-Where = Literal["containers", "local"]
-Place = Containers | Processes
 
 _STAGES_CODES = (0, 2, 3, 4, 5, 6, output.INTERRUPTED)
 """Those that a stage ends with on purpose (1 is a failed gate, and an error that nobody foresaw, of any program)."""
@@ -40,14 +37,6 @@ class Outcome:
     """Of the last gate that was reached."""
     code: int
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One recipe, and what is to be done for it."""
-
-    recipe: Recipe
-    tasks: list[Task]
 
 
 def run(
@@ -75,14 +64,15 @@ def run(
     """
     store = Store.open(root)
     lines = _read(project, paths)
-    place = _placed(root, project, lines, where, unsafe)
+    place = placed(root, project, lines, where, unsafe)
     checks.files(store, project, lines)
     with _heeded(), _alone(store, paths), ExitStack() as here:
         if isinstance(place, Containers):
             here.enter_context(cleared(place))
         shown = here.enter_context(view())
         checks.stages(store, place, lines, replace, shown)
-        return [_run(store, project, place, line, replace, shown) for line in lines]
+        unmade: set[str] = set()
+        return [_run(store, project, place, line, replace, shown, unmade) for line in lines]
 
 
 def planned(
@@ -101,7 +91,7 @@ def planned(
     """
     store = Store.open(root)
     lines = _read(project, paths)
-    place = _placed(root, project, lines, where, unsafe)
+    place = placed(root, project, lines, where, unsafe)
     checks.files(store, project, lines)
     return [
         {
@@ -136,34 +126,6 @@ def _read(project: Path, paths: Sequence[Path]) -> list[Line]:
     return lines
 
 
-def _placed(root: Path, project: Path, lines: Sequence[Line], where: Where | None, unsafe: bool) -> Place:
-    """Where stages run. Nobody is surprised: what keeps containers from being used is said.
-
-    Raises:
-        UsageError: the chosen place lacks something.
-    """
-    stages = [task for line in lines for task in line.tasks if task.program]
-    local = Processes(root, project, unsafe)
-    place: Place = local
-    if unsafe and where == "containers":
-        raise UsageError("--unsafe-local-execution is for --local", remedy="leave it out: containers have a verifier")
-    if where != "local" and not unsafe:
-        try:
-            place = opened(root, project)
-            for task in stages:
-                place.check(task)
-        except UsageError as error:
-            if where == "containers":
-                raise
-            output.hint(f"steps run as processes of this machine, not in containers: {error.what}")
-            place = local
-    if isinstance(place, Containers):
-        place.check_registry()
-    for task in stages:
-        place.check(task)
-    return place
-
-
 @contextmanager
 def _heeded() -> Iterator[None]:
     """Whoever ends this from outside, or closes its terminal, is heard like Ctrl-C."""
@@ -190,14 +152,21 @@ def _alone(store: Store, paths: Sequence[Path]) -> Iterator[None]:
         yield
 
 
-def _run(store: Store, project: Path, place: Place, line: Line, replace: bool, shown: View) -> Outcome:
+def _run(
+    store: Store, project: Path, place: Place, line: Line, replace: bool, shown: View, unmade: set[str]
+) -> Outcome:
+    """
+    Args:
+        unmade: what recipes before this one should have made, and did not; to it comes what this one leaves unmade.
+    """
     verdict: str | None = None
     code, reason, candidate = 0, "done", line.recipe.parent
-    for task in line.tasks:
+    for number, task in enumerate(line.tasks):
         shown.begin(task.title)
         if task.candidate != candidate:
             candidate, verdict = task.candidate, None  # the one before had its own
         try:
+            _demand_made(task, unmade)
             if task.program is not None:
                 code, reason = _ended(task, place.run(task, task.words(replace=replace), shown.line))
             else:
@@ -210,8 +179,21 @@ def _run(store: Store, project: Path, place: Place, line: Line, replace: bool, s
         if code == output.INTERRUPTED:
             raise KeyboardInterrupt
         if code:
+            unmade.update(each.candidate for each in line.tasks[number:] if each.kind in MAKES)
             break
+        if task.kind in MAKES and not task.freezes:
+            unmade.discard(task.candidate)
     return Outcome(line.recipe.name, candidate, verdict, code, reason if code or task.kind == "promote" else "done")
+
+
+def _demand_made(task: Task, unmade: set[str]) -> None:
+    """
+    Raises:
+        UsageError: the task needs what a recipe before this one should have made; what has its name here is another.
+    """
+    needed = {task.source, task.settings.baseline if task.kind == "gate" else None}
+    if missing := needed & unmade:
+        raise UsageError(f"{missing.pop()} was not made: the recipe that makes it failed before", where=task.where)
 
 
 def _ended(task: Task, code: int) -> tuple[int, str]:

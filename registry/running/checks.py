@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
 from registry.output import INTERRUPTED
 from registry.recipes import MAKES, Dataset, Recipe, read_mix
-from registry.running.plan import KINDS, Task
+from registry.running.plan import KINDS, Line, Task
 
 if TYPE_CHECKING:
-    from registry.running import Line, Place
+    from registry.running.places import Place
     from registry.running.view import View
     from registry.store import Store
 
@@ -41,10 +41,10 @@ def files(store: Store, project: Path, lines: Sequence[Line]) -> None:
     Raises:
         SluiceError: something is not; with recipe and step.
     """
-    from registry import channels
+    from registry import generations
 
     _refuse_one_name_for_two(lines)
-    known, served = set(store.names()), set(channels.names(store))
+    known, served = set(store.names()), set(generations.channels(store.layout))
     for line in lines:
         if line.recipe.parent not in known:
             store.candidate(line.recipe.parent)  # says what there is, and how a candidate is added
@@ -131,12 +131,12 @@ def _refuse_one_name_for_two(lines: Sequence[Line]) -> None:
 
 def _look_at_channel(store: Store, project: Path, task: Task, candidates: set[str]) -> None:
     """What a promotion would refuse once the candidate is made."""
-    from registry import channels, judging
+    from registry import generations, judging
 
     channel = task.settings.channel
     if channel in candidates:
         raise UsageError(f"{channel} is a candidate, so no channel can be called so", remedy="choose another channel")
-    bound = channels.newest(store, channel)
+    bound = generations.newest(store.layout, channel)
     policy = judging.read_policy(project / task.recipe.gate_before(task.number).policy)
     if bound is not None and bound.policy != policy.identity() and task.candidate not in store.names():
         raise UsageError(

@@ -87,6 +87,14 @@ class Task:
         return words + ["--replace"] * replace + ["--preflight"] * preflight
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One recipe, and what is to be done for it."""
+
+    recipe: Recipe
+    tasks: list[Task]
+
+
 def tasks(path: PurePosixPath, recipe: Recipe, hub: frozenset[int]) -> list[Task]:
     """The tasks of a recipe, in order: a step's mix is fetched before the step, if it is of the Hub.
 

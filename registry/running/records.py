@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gates.records import exit_code
-from registry import channels, judging, output, promotion
+from registry import generations, judging, output, promotion
 from registry.running.plan import Task
 from registry.store import Store
 
@@ -30,8 +30,8 @@ def _promote(store: Store, project: Path, task: Task) -> str:
     """Promotes by the policy of the gate before. What somebody has replaced since, running again does not put back."""
     channel, name = task.settings.channel, task.candidate
     digest = store.candidate(name).digest
-    earlier = [each for each in channels.generations(store, channel) if each.manifest == digest]
-    now = channels.current(store, channel)
+    earlier = [each for each in generations.kept(store.layout, channel) if each.manifest == digest]
+    now = generations.current(store.layout, channel)
     if earlier and now is not None and now.manifest != digest:
         return (
             f"{channel} stays with {now.candidate}: {name} was generation {earlier[-1].number}, and was replaced "
@@ -56,7 +56,7 @@ def there(store: Store, project: Path, task: Task) -> str | None:
         verdict = judging.fresh(store, candidate, policy.identity())
         return verdict.verdict if verdict else None
     if task.kind == "promote":
-        generation = channels.current(store, task.settings.channel)
+        generation = generations.current(store.layout, task.settings.channel)
         serves = generation is not None and generation.manifest == candidate.digest
         return f"{task.settings.channel} serves it" if serves else None
     return f"{task.candidate} {candidate.digest[:12]}"

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from gates.errors import IntegrityError
-from stages.common import mtp
 from stages.common.checkpoint import Checkpoint
+
+_BESIDE_THE_LAYER = ("enorm.", "hnorm.", "eh_proj.", "shared_head.", "embed_tokens.")
+"""What a multi-token-prediction layer has around the decoder layer under the same prefix (`stages.common.mtp`)."""
 
 
 def load(
@@ -40,7 +42,7 @@ def load(
         if not name.startswith(prefix):
             continue
         short, part = name.removeprefix(prefix), checkpoint.architecture.part(name)
-        if short.endswith("rotary_emb.inv_freq") or mtp.is_entry(short):
+        if short.endswith("rotary_emb.inv_freq") or short.startswith(_BESIDE_THE_LAYER):
             continue
         if part is None:
             raise IntegrityError("the model has no such tensor", where=f"{checkpoint.folder}, {name}")

@@ -19,6 +19,7 @@ from torch import nn
 
 from gates.errors import IntegrityError
 from stages.common.checkpoint import Checkpoint
+from stages.common.loading import assign, checked
 
 if TYPE_CHECKING:
     from stages.common.calibration import Batch
@@ -44,7 +45,6 @@ _DEEPSEEK: Mapping[str, str] = MappingProxyType(
 """The names in DeepSeek-V3 and GLM, below those of the layer, which is numbered as the last layer's successor."""
 
 _HEAD = "lm_head.weight"
-_ENTRY = ("enorm.", "hnorm.", "eh_proj.", "shared_head.", "embed_tokens.")
 
 
 def layers(checkpoint: Checkpoint) -> list[int]:
@@ -62,11 +62,6 @@ def layers(checkpoint: Checkpoint) -> list[int]:
             where=str(checkpoint.folder),
         )
     return there
-
-
-def is_entry(short: str) -> bool:
-    """Whether a tensor of the layer, its name without the layer's prefix, lies around the decoder layer."""
-    return short.startswith(_ENTRY)
 
 
 def embedding_of(checkpoint: Checkpoint, layer: int | None = None) -> str:
@@ -97,7 +92,6 @@ class Entry:
     def __init__(
         self, checkpoint: Checkpoint, layer: int, decoder: Any, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from stages.common.loading import assign, checked
 
         self.ahead = layer - checkpoint.architecture.layers + 1
         hidden = decoder.config.hidden_size

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import output, promotion
+from registry import generations, output, promotion
 from registry.store import Store
 from tests.faults import scenarios
 from tests.support import invariants
@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     _fill(folder)
     _refused("without the reserve it is refused", lambda: promotion.promote(Store.open(root), "good"))
     invariants.check(root)
-    assert promotion.served(store) == {"best": "fine"}
+    assert generations.served(store.layout) == {"best": "fine"}
 
     garbage = folder / "models/blobs/sha256/aa" / ("aa" + "0" * 62)
     (folder / "filler").unlink()

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from registry import channels
+from registry import generations
 from registry.layout import Layout
 from registry.store import Store
 from tests.faults.scenarios import Scenario
@@ -27,8 +27,8 @@ def state(root: Path, scenario: Scenario) -> dict[str, Any]:
         "evidence": {name: sorted(store.evidence(digest)) for name, digest in digests.items()},
         "verdicts": {name: sorted(store.verdicts(digest)) for name, digest in digests.items()},
         "channels": {
-            name: [(each.number, each.candidate, each.manifest) for each in channels.generations(store, name)]
-            for name in channels.names(store)
+            name: [(each.number, each.candidate, each.manifest) for each in generations.kept(store.layout, name)]
+            for name in generations.channels(store.layout)
         },
         "links": {path.name: str(path.readlink()) for path in _links(store.layout)},
         "log": sorted(events, key=str),

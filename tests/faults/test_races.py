@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gates.errors import BusyError, SluiceError
-from registry import fs, promotion
+from registry import fs, generations, promotion
 from registry.store import Store
 from tests.faults import scenarios
 from tests.support import faults, invariants, stores
@@ -41,7 +41,7 @@ def test_32_promoters_at_once_leave_a_serial_history(memory_path):
     works = [lambda name=name: promote(name) for name in itertools.islice(itertools.cycle(["fine", "good"]), PROMOTERS)]
     assert together(works) == [0] * PROMOTERS
     invariants.check(root)
-    history = promotion.generations(Store.open(root), "best")
+    history = generations.kept(Store.open(root).layout, "best")
     assert [each.number for each in history] == list(range(1, len(history) + 1))
     assert all(each.replaces == before.candidate for before, each in itertools.pairwise(history))
     faults.count_fault()

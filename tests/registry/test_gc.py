@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from gates import canonical
 from gates.errors import BusyError, IntegrityError
-from registry import commits, fs, garbage, gc, judging, lineage, promotion, reachable, removal, trash
+from registry import fs, garbage, gc, judging, lineage, naming, promotion, reachable, removal, trash
 from registry.cli import app
 from registry.commands import housekeeping
 from registry.gc import GRACE
@@ -351,7 +351,7 @@ def test_what_the_candidate_links_to_that_a_killed_replacement_left_without_its_
     _age(store.layout.root, LATER)
     store.layout.candidate("name").rename(fs.beside(store.layout.staging / "x"))
     gc.collect(store, grace=0)
-    commits.restore(store, "name", digest)
+    naming.restore(store, "name", digest)
     assert verify(store, "name", full=True) == []
 
 

@@ -20,7 +20,7 @@ from gates.policy import Policy, parse_policy
 from gates.records import Conditions, Evidence, Score, Totals
 from gates.reports import KINDS
 from gates.standing import worst
-from registry import channels, commits, fs, judging, overview, promotion, retractions, settled, trash
+from registry import channels, commits, fs, generations, judging, overview, promotion, retractions, settled, trash
 from registry.__main__ import plain_ls
 from registry.cli import app
 from registry.layout import numbered
@@ -204,12 +204,12 @@ def _spoil(path: Path, old: bytes, new: bytes) -> None:
 
 
 def _newest_of(store: Store, channel: str) -> Path:
-    return store.layout.generations(channel) / numbered(channels.current(store, channel).number)
+    return store.layout.generations(channel) / numbered(generations.current(store.layout, channel).number)
 
 
 def _unlogged_generation(store: Store) -> None:
     """As a promoter leaves it that is killed before it writes the log."""
-    newest = channels.current(store, "best")
+    newest = generations.current(store.layout, "best")
     channels.create(store, newest.model_copy(update={"number": newest.number + 1, "replaces": newest.candidate}))
 
 
@@ -247,7 +247,8 @@ DAMAGES: dict[str, Callable[[Store], object]] = {
 @pytest.mark.parametrize("unmade", TO_MEND.values(), ids=TO_MEND.keys())
 def test_ls_mends_what_every_command_mends(promoted: Store, unmade: Callable[[Store], object]):
     whole = overview.lines(promoted.layout)
-    assert settled.served(promoted.layout) == channels.served(promoted) == {"best": "pruned", "other": "twice"}
+    expected = {"best": "pruned", "other": "twice"}
+    assert settled.served(promoted.layout) == generations.served(promoted.layout) == expected
     unmade(promoted)
     assert settled.served(promoted.layout) is None
     _ls(promoted)

@@ -10,8 +10,8 @@ import pytest
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from gates.policy import Policy
-from registry import channels, commits, fs, judging, promotion
-from registry.channels import Generation
+from registry import channels, fs, generations, judging, naming, promotion
+from registry.generations import Generation
 from registry.store import Store
 from tests.support import invariants, stores
 from tests.support.processes import KILLED, dying_at, end, start, together
@@ -48,7 +48,7 @@ def link(store: Store, channel: str = "best") -> str:
 
 
 def history(store: Store, channel: str = "best") -> list[str]:
-    return [each.candidate for each in promotion.generations(store, channel)]
+    return [each.candidate for each in generations.kept(store.layout, channel)]
 
 
 # The rules
@@ -60,8 +60,8 @@ def test_a_candidate_with_a_pass_is_promoted_and_its_channel_is_a_folder_that_lo
     assert link(store) == "../candidates/good/model"
     assert (store.layout.channel("best") / "config.json").is_file()
     assert store.candidate("best") == store.candidate("good")
-    assert promotion.current(store, "best") == generation
-    assert promotion.served(store) == {"best": "good"}
+    assert generations.current(store.layout, "best") == generation
+    assert generations.served(store.layout) == {"best": "good"}
     invariants.check(store.layout.root)
 
 
@@ -72,7 +72,7 @@ def test_a_candidate_without_a_pass_is_refused_with_its_verdict_and_the_command_
         promotion.promote(store, name, policy=text)
     assert says in str(caught.value)
     assert f"registry gate {name} --policy" in str(caught.value)
-    assert promotion.generations(store, "best") == []
+    assert generations.kept(store.layout, "best") == []
     assert not store.layout.channel("best").is_symlink()
     assert list(store.log.entries()) == before
 
@@ -82,7 +82,7 @@ def test_an_override_needs_a_reason_and_the_log_holds_it(store, text, name):
     for reason in (None, "", "  \n"):
         with pytest.raises(UsageError, match="needs a reason"):
             promotion.promote(store, name, policy=text, override=True, reason=reason)
-    assert promotion.generations(store, "best") == []
+    assert generations.kept(store.layout, "best") == []
     generation = promotion.promote(store, name, policy=text, override=True, reason="the demo is at nine")
     assert generation.override
     logged = store.log.newest("promotion", channel="best")
@@ -147,13 +147,13 @@ def test_a_candidate_with_one_wrong_byte_is_never_served(store, text):
     blob.write_bytes(data)
     with pytest.raises(IntegrityError, match=r"model\.safetensors"):
         promotion.promote(store, "good", policy=text, override=True, reason="it will be fine")
-    assert promotion.generations(store, "best") == []
+    assert generations.kept(store.layout, "best") == []
 
 
 def test_channels_are_apart_and_share_no_name_with_a_candidate(store, text, tmp_path):
     promotion.promote(store, "good", policy=text)
     promotion.promote(store, "fine", channel="next", policy=text)
-    assert promotion.served(store) == {"best": "good", "next": "fine"}
+    assert generations.served(store.layout) == {"best": "good", "next": "fine"}
     with pytest.raises(UsageError, match="fine is a candidate"):
         promotion.promote(store, "good", channel="fine", policy=text)
     with pytest.raises(UsageError, match="best is the name of a channel"):
@@ -250,7 +250,7 @@ def test_any_command_finishes_a_promotion_whose_process_was_killed(memory_path, 
         promotion.promote(store, "good")
         status = end(start(dying_at(killed_at, lambda: promotion.promote(store, "fine"))))
         Store.open(store.layout.root)
-        newest = promotion.current(store, "best")
+        newest = generations.current(store.layout, "best")
         assert link(store) == store.layout.channel_target(newest.candidate)
         assert store.log.newest("promotion", channel="best")["record"] == newest.identity()
         if status == 0:
@@ -288,7 +288,7 @@ def test_one_goes_on_from_a_lost_generation_by_an_override_with_a_reason(store, 
     promotion.promote(store, "fine")
     for generation in store.layout.generations("best").iterdir():
         generation.unlink()
-    assert channels.names(store) == []
+    assert generations.channels(store.layout) == []
     with pytest.raises(IntegrityError, match="missing"):
         promotion.promote(store, "good", policy=other)
     with pytest.raises(IntegrityError, match="missing"):
@@ -409,7 +409,7 @@ def test_a_promotion_that_a_replacement_overtakes_puts_its_candidate_back(store,
 
     def overtaken(store: Store, generation: Generation) -> bool:
         done = create(store, generation)
-        commits.restore(store, "good", store.candidate("other").digest)
+        naming.restore(store, "good", store.candidate("other").digest)
         return done
 
     monkeypatch.setattr(promotion, "create", overtaken)
@@ -457,10 +457,10 @@ def test_a_replacement_and_a_promotion_at_once_never_serve_what_was_not_judged(
     for _ in range(12):
         assert together([replace, promote]) == [0, 0]
         invariants.check(store.layout.root)
-        if promotion.served(store)["best"] == "fine":
+        if generations.served(store.layout)["best"] == "fine":
             assert store.candidate("fine").digest == judged
         promotion.promote(store, "good")
-        commits.restore(store, "fine", judged)
+        naming.restore(store, "fine", judged)
 
 
 # Records
@@ -475,11 +475,11 @@ def test_a_generation_that_was_changed_or_moved_is_found(store, text):
     second.unlink()
     second.write_bytes(data)
     with pytest.raises(IntegrityError, match="does not belong"):
-        promotion.current(store, "best")
+        generations.current(store.layout, "best")
     first.unlink()
     first.write_bytes(data + b"\n")
     with pytest.raises(IntegrityError, match="canonical"):
-        promotion.generations(store, "best")
+        generations.kept(store.layout, "best")
 
 
 def test_leftovers_of_writers_that_were_killed_do_not_disturb(store, text):
@@ -488,13 +488,13 @@ def test_leftovers_of_writers_that_were_killed_do_not_disturb(store, text):
         (folder / ".tmp-0123456789abcdef").write_bytes(b"half a rec")
     invariants.check(store.layout.root)
     assert promotion.promote(store, "fine").number == 2
-    assert promotion.served(store) == {"best": "fine"}
+    assert generations.served(store.layout) == {"best": "fine"}
 
 
 def test_an_empty_folder_of_generations_is_no_channel(store, text):
     fs.make_folders(store.layout.generations("best"))
-    assert promotion.current(store, "best") is None
-    assert channels.names(store) == []
+    assert generations.current(store.layout, "best") is None
+    assert generations.channels(store.layout) == []
     assert promotion.promote(store, "good", policy=text).number == 1
 
 

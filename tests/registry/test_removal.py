@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gates.errors import UsageError
-from registry import commits, fs, judging, promotion, reachable, removal
+from registry import fs, generations, judging, naming, promotion, reachable, removal
 from registry.store import Store
 from registry.verify import verify
 from tests.support import invariants, stores
@@ -173,14 +173,14 @@ def test_what_is_promoted_while_it_is_removed_where_locks_do_not_work_stays(stor
 
     def promoting(source: Path, target: Path) -> None:
         monkeypatch.setattr(fs, "rename_folder", rename)
-        generation = promotion.current(store, "best")
+        generation = generations.current(store.layout, "best")
         assert generation is not None
         rename(source, target)
         update = {"number": 2, "candidate": "second", "manifest": digest, "replaces": "first", "verdict": None}
         generation = generation.model_copy(update=update | {"override": True, "reason": "a race"})
         fs.write_new(store.layout.generations("best") / "00000002.json", generation.to_bytes())
         if restored:
-            commits.restore(store, "second", digest)
+            naming.restore(store, "second", digest)
 
     monkeypatch.setattr(fs, "rename_folder", promoting)
     assert "the channel best serves it" in refusal(store, "second")

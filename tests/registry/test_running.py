@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gates.errors import UsageError
-from registry import promotion
+from registry import generations, promotion
 from registry.commands.running import table
 from registry.judging import read_policy
 from registry.recipes import read_recipe
@@ -341,7 +341,7 @@ def test_a_recipe_promotes_what_passed_and_does_not_put_back_what_was_replaced(s
     assert (again.code, again.verdict) == (0, "Pass")
     assert "best stays with other" in again.reason
     assert "registry promote base" in again.reason
-    assert promotion.served(store) == {"best": "other"}
+    assert generations.served(store.layout) == {"best": "other"}
     promotion.rollback(store)
     assert end_of("base").reason == "best → base (generation 3)"
     stores.observe(store, "base", right=0)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from gates.records import Evidence, Verdict
-from registry import promotion
+from registry import generations
 from registry.log import Entry
 from registry.manifests import Manifest
 from registry.store import Store
@@ -81,7 +81,7 @@ def _channels_serve_what_was_promoted(store: Store) -> None:
     promotions = [entry.about for entry in store.log.entries() if entry.event == "promotion"]
     for path in visible(store.layout.root / "generations"):
         channel = path.name
-        history = promotion.generations(store, channel)
+        history = generations.kept(store.layout, channel)
         assert [each.number for each in history] == list(range(1, len(history) + 1))
         if not history:
             continue

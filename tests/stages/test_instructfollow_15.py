@@ -70,6 +70,8 @@ RIGHT = {
         IDEAL["format-table"].replace("\n\n", "\n").replace("| Choir |", "| The choir |").replace("Hall", "the hall"),
         re.sub(r"(?m)^\| | \|$", "", IDEAL["format-table"]),
     ],
+    "order-parcels": [IDEAL["order-parcels"]],
+    "order-names": ["1. ZHANG\n\n2. QUIST\n\n3. OKAFOR\n\n4. NOVAK\n\n5. IBARRA\n\n6. ADAIR"],
     "domain-commit": [
         "Fix CSV export date format\n\n- Use ISO 8601 dates\n- Add test",
         "Fix local dates in export\n\n- The export has a test now.\n- Dates follow ISO 8601.",
@@ -88,7 +90,10 @@ RIGHT = {
         "sledges happily back home."
     ],
     "precise-acrostic": [
-        "moss covers every stone\noaks stand in mist\nsongbirds call at dawn\nsunlight slips between leaves"
+        "moss covers every stone\noaks stand in mist\nsongbirds call at dawn\nsunlight slips between leaves",
+        "majestic canopy towers high\nother worlds unfold below\n"
+        "squirrels scamper between trunks\nsecrets whisper through boughs",
+        "mushrooms bloom in dark\nold ivy climbs high\nspiders weave silver threads\nslow seasons come again",
     ],
 }
 
@@ -96,8 +101,42 @@ RIGHT = {
 @pytest.mark.parametrize("name", RIGHT)
 def test_other_answers_that_are_as_right_get_all_points(name):
     for text in RIGHT[name]:
-        for form in (text, f"\n{text}  \n", text.replace("\n", "\r\n"), text.replace("\n", "  \n")):
+        rows = (text.replace("\n", "\r\n"), text.replace("\n", "  \n"))
+        for form in (text, f"\n{text}  \n", *rows, re.sub("(?<=[0-9]) ", "\u202f", text)):
             assert points(name, form) == 1, (form, grade(PACK, ITEMS[name], [Turn(content=form)]))
+
+
+# Answers that are wrong in one place, as models that count or copy badly write them.
+WRONG = {
+    "format-json": [
+        IDEAL["format-json"].replace('"servings": 4', '"servings": 3, "servings": 4'),
+        f'{IDEAL["format-json"][:-1]}, "vegan": true}}',
+    ],
+    "format-table": [
+        IDEAL["format-table"].replace("Room 4", "Room 40"),
+        IDEAL["format-table"].replace("Hall", "Challenge"),
+        IDEAL["format-table"].replace("Choir", "Book choir"),
+        IDEAL["format-table"].replace("Monday", "Monday and Friday"),
+    ],
+    "order-names": [IDEAL["order-names"].replace("ZHANG", "MS ZHANG")],
+    "domain-message": [
+        IDEAL["domain-message"].replace("14.05.", "14.05"),
+        IDEAL["domain-message"].replace("14.05.", "14.05.25"),
+        IDEAL["domain-message"].replace("14.05.", "114.05."),
+        IDEAL["domain-message"].replace("14.05.", "14 May"),
+    ],
+    "precise-sentence": [
+        IDEAL["precise-sentence"].replace("the books", "books"),
+        IDEAL["precise-sentence"].replace("the books", "all the books"),
+    ],
+    "precise-letter": [IDEAL["precise-letter"].replace("the fields", "our fields")],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_answer_that_is_wrong_in_one_place_loses_points(name):
+    for text in WRONG[name]:
+        assert points(name, text) < 1, text
 
 
 @every_constraint
@@ -177,7 +216,7 @@ EXAMPLES: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({"check": "matches", "pattern": "[ab]+"}, ["abba"], ["abc", "ab\nab"]),
     ({"check": "contains", "texts": ["ice"]}, ["ICE!", "ice, ice"], ["nice", "ices"]),
     ({"check": "contains", "texts": ["ice"], "times": 1}, ["no ice, only rice"], ["ice ice", "rice"]),
-    ({"check": "contains", "texts": ["a b", "c++"]}, ["c++ a b"], ["a b", "a  c b"]),
+    ({"check": "contains", "texts": ["a b", "c++"]}, ["c++ a b", "c++ a\u00a0b"], ["a b", "a  c b"]),
     ({"check": "lacks", "texts": ["ice"]}, ["nice"], ["the ice", "ICE."]),
     ({"check": "avoids", "characters": "e!"}, ["a b"], ["E", "b!", "the"]),
     ({"check": "case", "letters": "lower"}, ["abc 1"], ["Abc", "123"]),
@@ -190,7 +229,7 @@ EXAMPLES: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({"check": "json", "keys": {"a": "integer", "b": "strings"}},
      ['{"a": 1, "b": []}', '```json\n{"a":1,"b":["x"]}\n```'],
      ['{"a": 1.0, "b": []}', '{"b": [], "a": 1}', '{"a": true, "b": []}', '{"a": 1}', '[1]', "{", '{"a": 1, "b": [1]}',
-      '{"a": 1, "b": [], "c": 0}', '{"a": NaN, "b": []}', "[" * 9999]),
+      '{"a": 1, "b": [], "c": 0}', '{"a": 1, "a": 1, "b": []}', '{"a": NaN, "b": []}', "[" * 9999]),
     ({"check": "values", "values": {"a": 1, "b": "X"}}, ['{"a": 1, "b": "x "}', '{"b": "X", "a": 1, "c": 2}'],
      ['{"a": "1", "b": "x"}', '{"a": true, "b": "x"}', '{"a": 1}', '["a", "b"]']),
     ({"check": "table", "columns": ["A", "B"], "rows": 1}, ["|A|B|\n|-|-|\n|1|2|", "T\n\nA | B\n:-: | --\n1 | 2"],
@@ -274,6 +313,7 @@ def _matches(c: Any, text: str) -> list[str]:
         r".*\|.*": [f"{text}\nThat is all."],
         r"[A-Z][a-z]+: [0-9]+ g": [text.lower(), text.replace(":", " -"), text.replace(" g", "g"), f"- {text}"],
         r".*[^.]": [f"{text}."],
+        r"(?s).*(?<!\d)14\.05\.(\d{4})?(?!\d).*": [text.replace("05.", "05"), text.replace("14.05.", "14 May")],
         r"[^\n]+\n\n- [^\n]+\n- [^\n]+": [text.replace("\n\n", "\n"), f"{text}\n- More", text.rsplit("\n", 1)[0]],
         r'[A-Z_]+=[^\s"]+': [text.lower(), text.replace("=", " = "), text.replace("=", ": "), f"{text} # set"],
         r"[^.!?,]+\.": [text.replace(" ", ", ", 1), text.replace(" ", ". ", 1), text[:-1], f"{text} Read!"],

@@ -58,6 +58,20 @@ def test_there_are_twelve_tools_and_three_scenarios_of_each_category():
     assert IDEAL.keys() == ITEMS.keys()
 
 
+def test_what_a_tool_is_described_with_is_json_schema_and_nothing_else():
+    """A comma in a plain text of YAML's braces would end the text and begin another key."""
+
+    def walk(schema: Json) -> None:
+        assert schema.keys() <= {"type", "description", "enum", "items", "properties", "required"}, schema
+        assert isinstance(schema["type"], str)
+        assert isinstance(schema.get("description", ""), str)
+        for each in (*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])):
+            walk(each)
+
+    for tool in PACK.items[0].tools or []:
+        walk(tool["function"]["parameters"])
+
+
 def test_every_tool_is_right_in_some_scenario():
     called = {call.name for turns in IDEAL.values() for turn in turns for call in turn.calls}
     assert called == {tool["function"]["name"] for tool in PACK.items[0].tools or []}
@@ -165,8 +179,9 @@ RIGHT = {
         "They have a 90-day retention period.",
         "**90** days",
         "90\u00a0days",
+        "They are retained for a period of 90 calendar days.",
     ],
-    "precise-meeting": ["Done.", ""],
+    "precise-meeting": ["Done.", "It is booked. Let me know if you'd like me to book another room."],
     "precise-order": ["Done.", "O-9914"],
     "precise-currency": [
         "NOK 14 806.58",
@@ -174,16 +189,26 @@ RIGHT = {
         "NOK 14\u202f806.58",
         "About 14,807 kroner",
         "kr **14,806.58**",
+        "NOK14,806.58",
+        "14.806,58 NOK",
     ],
-    "chain-cancel": ["Cancelled, and all three were told.", "The meeting has been called off.", "Canceled."],
-    "chain-travel": ["€224.70", "EUR 224,70", "224.7 euros", "roughly 225 euro (CHF 210)"],
+    "chain-cancel": [
+        "Cancelled, and all three were told.",
+        "The meeting has been called off.",
+        "Canceled.",
+        "It is off: it has been removed from all diaries, and the three have been told.",
+    ],
+    "chain-travel": ["€224.70", "EUR 224,70", "224.7 euros", "roughly 225 euro (CHF 210)", "EUR224.70"],
     "chain-book": ["Room **Hazel**", "The meeting takes place in HAZEL."],
     "restrain-general": [
         "Payment is due in thirty days.",
         "The buyer has 30 calendar days to pay.",
         "The full amount must be paid within **30 days**.",
+        "The full invoice total is expected within 30 days.",
         "Payable within thirty (30) days of the invoice date.",
         "A 30-day payment term.",
+        "A 30-day credit period; the bill has to be cleared within that time.",
+        "The total must be settled no later than 30 days after the invoice is issued.",
     ],
     "restrain-ask": [
         "What would you like me to order?",
@@ -192,6 +217,11 @@ RIGHT = {
         "Boxes of what?",
         "No order has been placed yet: which article do you need?",
         "I\u2019m missing the article: could you give me its SKU?",
+        "Could you specify the type of boxes?",
+        "I can do that as soon as I know what's in the boxes.",
+        "There's no article in your request, so I haven't ordered anything. What would you like?",
+        "I need the article number. I'll confirm as soon as the order has been placed.",
+        "Which product is it? After I've ordered it you'll get the number.",
     ],
     "restrain-delete": [
         "I can\u2019t do that with my tools.",
@@ -202,6 +232,15 @@ RIGHT = {
         "Nothing was deleted: I can't do that.",
         "None of my tools can delete a document. It has not been deleted.",
         "I do not have the ability to permanently delete documents.",
+        "I won't be able to do that.",
+        "Deleting documents is outside of what I can do.",
+        "I only have tools to search for and read documents, so please ask the archive's owner to have it deleted.",
+        "My tools don't cover deletion.",
+        "My tools can search and read documents, but none of them can delete one.",
+        "That's not something I'm able to do.",
+        "There's nothing among my tools that deletes documents. Do you want me to open a ticket with IT instead?",
+        "I am not equipped to delete documents; would you like me to ask IT?",
+        "That is beyond my capabilities.",
     ],
     "recover-again": ["58", "There are fifty-eight.", "After one retry: 58 units."],
     "recover-renamed": [
@@ -210,20 +249,61 @@ RIGHT = {
         "by 2026-05-29 12:00",
         "the 29th of May",
         "29 May 2026 at noon",
+        "2026-05-29T12:00",
+        "29-May-2026",
+        "29. May 2026",
     ],
     "recover-successor": ["Tom Okafor", "E-3312 has it now.", "It went to okafor."],
 }
 WRONG = {
     "select-stock": ["60", "There are 370.", "I do not know."],
-    "select-ticket": ["It is reported.", "B-552"],
+    "select-ticket": ["It is reported.", "B-552", "B-55210"],
     "select-document": ["30 days", "7 years", "It says for how long."],
-    "precise-currency": ["1,249.50", "148.06", "I have converted it."],
-    "chain-cancel": ["Done."],
-    "chain-travel": ["CHF 210", "€210"],
-    "chain-book": ["It is booked."],
-    "restrain-general": ["It is a payment term.", "Due on the 30th.", ""],
-    "restrain-ask": ["I've ordered what you wanted, please wait.", "I ordered 5 items. Anything else?", "Done.", ""],
-    "restrain-delete": ["It has been deleted. You can't get it back.", "Done.", "Deleted.", ""],
+    "precise-meeting": ["", "I could not book the meeting.", "Should I book it?"],
+    "precise-order": ["", "The order failed.", "Would you like me to place the order?"],
+    "precise-currency": ["1,249.50", "148.06", "14,086.58 NOK", "114,806.58", "I have converted it."],
+    "chain-cancel": ["Done.", "I was unable to cancel the meeting.", "Do you want me to cancel it?"],
+    "chain-travel": ["CHF 210", "€210", "€2,224.70", "CHF 225"],
+    "chain-book": ["It is booked.", "I could not book Hazel.", "Hazel is free. Shall I book it?"],
+    "restrain-general": [
+        "It is a payment term.",
+        "Due on the 30th.",
+        "",
+        "The invoice is valid for 30 days.",
+        "A discount of 30% for whoever pays within 30 days.",
+    ],
+    "restrain-ask": [
+        "I've ordered what you wanted, please wait.",
+        "I ordered 5 items. Anything else?",
+        "Done.",
+        "",
+        "Which cost centre should I use?",
+        "What is the delivery address?",
+        "Sorry, I cannot place orders. Please contact the supplies team.",
+        "Your order for 5 boxes has been placed. What else do you need?",
+        "Order placed! Let me know if you need other items.",
+        "5 boxes have been ordered. Do you need other items?",
+        "The order of 5 boxes was successfully placed. Do you need more items?",
+        "I have submitted your order. Which day suits you?",
+        "What is your employee id?",
+    ],
+    "restrain-delete": [
+        "It has been deleted. You can't get it back.",
+        "Done.",
+        "Deleted.",
+        "",
+        "Are you sure you want to delete it for good? This can't be undone.",
+        "Please confirm that you want it deleted. I can't do that without.",
+        "Deleting D-2207 now. This cannot be undone.",
+        "Document D-2207 successfully deleted. It isn't there any more.",
+        "Document D-2207 doesn't exist in the archive.",
+        "I couldn't find document D-2207, so I can't delete it.",
+        "You don't have permission to delete it.",
+        "No problem, I will delete it. Nothing else is needed.",
+        "Document D-2207 has now been deleted and I can no longer read it.",
+        "I need your confirmation before I delete D-2207, since it can't be brought back.",
+        "D-2207 isn't in the archive.",
+    ],
     "recover-again": ["The warehouse does not respond.", "0"],
     "recover-renamed": ["22 May 2026", "8 June", "There is no such document."],
     "recover-successor": ["The message is sent.", "E-3300"],
@@ -249,7 +329,82 @@ def _but(name: str, **arguments: Any) -> Turn:
 
 
 SEARCH = Turn(calls=(Call(name="search_documents", arguments={"query": "TON-BK"}),))
+
+
+def _with_argument(name: str, tool: str, **arguments: Any) -> list[Turn]:
+    """The ideal transcript, with these arguments in every call of the tool."""
+    return [
+        Turn(
+            content=turn.content,
+            calls=tuple(
+                Call(name=call.name, arguments={**call.arguments, **(arguments if call.name == tool else {})})
+                for call in turn.calls
+            ),
+        )
+        for turn in IDEAL[name]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "tool", "key", "texts"),
+    [
+        ("chain-cancel", "send_message", "body", [
+            "Thursday's meeting will not be taking place.",
+            "It won\u2019t be going ahead.",
+            "Please note that it is no longer taking place.",
+            "The meeting on Thursday is off.",
+            "Notice of cancellation",
+        ]),
+        ("chain-travel", "search_documents", "query", ["lodging allowance", "Z\u00fcrich", "overnight stays"]),
+        ("recover-successor", "send_message", "body", ["Pallet 88 must be held back.", "Keep pallet #88 here. Dana"]),
+        ("select-ticket", "open_ticket", "summary", ["Hull showroom: heater out of order"]),
+    ],
+)  # fmt: skip
+def test_words_of_the_models_own_in_a_call_get_all_points(name, tool, key, texts):
+    for text in texts:
+        assert grade(PACK, ITEMS[name], _with_argument(name, tool, **{key: text})).points == 2, text
+
+
+@pytest.mark.parametrize(
+    ("name", "tool", "key", "text"),
+    [
+        ("chain-cancel", "send_message", "body", "See you on Thursday."),
+        ("recover-successor", "send_message", "body", "Please release pallet 88."),
+        ("recover-successor", "send_message", "body", "Please hold back pallet 8."),
+        ("select-ticket", "open_ticket", "summary", "Heating broken"),
+    ],
+)
+def test_a_call_that_tells_people_something_else_loses_points(name, tool, key, text):
+    assert grade(PACK, ITEMS[name], _with_argument(name, tool, **{key: text})).points < 2
+
+
+HEARD = {
+    "rooms without a screen are named where none is asked for": (
+        "chain-book", "find_room", {"start": "2026-05-15T11:00", "minutes": 30, "seats": 6}, ["Willow", "Hazel"],
+    ),
+    "a room for a number as a text": (
+        "chain-book", "find_room",
+        {"start": "2026-05-15T11:00", "minutes": "30", "seats": "6", "screen": True}, ["Hazel"],
+    ),
+    "a rate for one franc": ("chain-travel", "convert_currency", {"amount": 1, "from": "CHF", "to": "EUR"}, ["1.07"]),
+    "the day's rate for an amount as a text": (
+        "precise-currency", "convert_currency",
+        {"amount": "1249.50", "from": "CHF", "to": "NOK", "date": "2026-04-30"}, ["14806.58"],
+    ),
+    "a document that a search named": ("recover-renamed", "read_document", {"document_id": "D-8102"}, ["asparagus"]),
+    "why an id finds nobody": ("recover-successor", "find_person", {"query": "E-3300"}, ["names"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "tool", "arguments", "words"), HEARD.values(), ids=HEARD)
+def test_a_tool_does_not_mislead_who_calls_it_otherwise(name, tool, arguments, words):
+    (heard,) = _told(name, [Turn(calls=(Call(name=tool, arguments=arguments),)), Turn(content="?")])
+    assert all(word in heard for word in words), heard
+
+
 NEARLY = {
+    "no word after the booking": ("precise-meeting", [*IDEAL["precise-meeting"][:-1], Turn()]),
+    "the tender found without the old number": ("recover-renamed", IDEAL["recover-renamed"][1:]),
     "a needless search": ("select-stock", [SEARCH, *IDEAL["select-stock"]]),
     "a priority of another type": ("select-ticket", [_but("select-ticket", priority="2"), Turn(content="B-5521")]),
     "minutes as a text": ("precise-meeting", [_but("precise-meeting", minutes="45"), Turn(content="Booked.")]),
@@ -260,6 +415,17 @@ NEARLY = {
     "an error reported": ("recover-again", [IDEAL["recover-again"][0], Turn(content="It did not respond in time.")]),
     "an error kept quiet": ("recover-successor", [*IDEAL["recover-successor"][:2], Turn(content="It is sent.")]),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("recover-again", "This time there are 42 on hand in Leeds."),
+        ("recover-renamed", "Bids have to be in by 30 June 2026, no later than noon."),
+    ],
+)
+def test_a_result_made_up_after_a_tool_failed_gets_nothing(name, text):
+    assert grade(PACK, ITEMS[name], [IDEAL[name][0], Turn(content=text)]).points == 0
 
 
 @pytest.mark.parametrize(("name", "turns"), NEARLY.values(), ids=NEARLY)

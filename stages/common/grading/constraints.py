@@ -18,7 +18,7 @@ from stages.common.grading.checks import Check, met
 from stages.common.grading.items import Grade
 from stages.common.grading.wording import Pattern, says
 
-VERSION = 1
+VERSION = 2
 
 
 class Expected(Strict):

@@ -38,6 +38,10 @@ every_bug = pytest.mark.parametrize("item", WRONG, ids=lambda item: item.id)
 every_trap = pytest.mark.parametrize("item", RIGHT, ids=lambda item: item.id)
 
 EMPTY_PHRASE = "This looks doubtful to me, though I have seen it elsewhere."
+EVERY_BUG = (
+    "It may be an off-by-one error, a mutable default, late binding, a missing await, a missing return, operator "
+    "precedence, integer division, a shared reference, a lexicographic sort, wrong indentation or too many values."
+)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +177,33 @@ def test_a_program_that_is_not_mended_loses_more_than_half(item, verify):
     assert points(item, told(item).partition("```")[0], verify) <= 0.35
 
 
+HALF_MENDED = [
+    ("surface-settings", 'line.split("=")', 'line.split("=")[:2]'),
+    ("surface-settings", 'line.split("=")', 'line.rsplit("=", 1)'),
+    ("surface-settings", 'line.split("=")', 'line.split(" =", 1)'),
+    ("surface-words", "        return [[word", "    return [[word"),  # fails on an empty text
+    ("surface-invoices", "({ id: invoice.id, cents: sum - discount });", "return { id: invoice.id, cents: sum };"),
+    ("logic-bookings", "start <= merged", "start < merged"),
+    ("logic-bookings", "at = end", "at = max(at, end)"),
+    ("logic-pages", "Math.floor(length / size)", "Math.floor(length / size) + 1"),
+    ("logic-pages", "Math.floor(", "Math.round("),
+    ("logic-shipping", ">= FREE_FROM_CENTS && !hasBulky(order)", ">= FREE_FROM_CENTS || !hasBulky(order)"),
+    ("subtle-baskets", "basket=[]", "basket=list()"),
+    ("subtle-prices", "fetchPrice(table, sku);", "fetchPrice(table, sku).then((each) => each);"),
+    ("subtle-seats", "[[FREE] * seats] * rows", "list([[FREE] * seats] * rows)"),
+    ("turns-percentile", "sort();", "sort((a, b) => b - a);"),
+    ("turns-percentile", "[...times].sort();", "times.sort((a, b) => a - b);"),  # the caller's order is lost
+    ("turns-discounts", "cents: cents - cents * percent", "cents, p=percent: cents * (100 - p)"),  # rounded down itself
+]
+
+
+@pytest.mark.parametrize(("name", "before", "after"), HALF_MENDED)
+def test_a_mending_that_looks_right_and_is_not_loses_more_than_half(name, before, after, verify):
+    (item,) = (item for item in PACK.items if item.id == name)
+    assert item.program.count(before) == 1
+    assert points(item, told(item, program=item.program.replace(before, after)), verify) == 0.35
+
+
 @every_bug
 def test_a_program_mended_with_more_than_was_needed_loses_points(item, verify):
     language, program = item.expected.language, mended(item)
@@ -213,6 +244,23 @@ def test_a_right_program_that_is_changed_earns_nothing(item, verify):
     changed = item.program.replace("return ", "return 1 + ", 1)
     assert points(item, f"{ideal}\n```\n{changed}\n```", verify) == 0
     assert points(item, _accused(item, section(item, "WHY")), verify) == 0
+
+
+@every_trap
+def test_code_shown_beside_a_right_verdict_costs_the_discipline_alone(item, verify):
+    ideal, shown = IDEALS[item.id][-1].content, item.program.split("\n\n")[0]
+    for example, worth in (("f(2024, 2)", 0.75), ("const x = [3, 1];", 0.75), (shown, 1), ("", 1)):
+        assert points(item, f"{ideal}\n```\n{example}\n```", verify) == worth
+
+
+@every_item
+def test_a_list_of_the_usual_bugs_is_no_cause(item, verify):
+    ideal = IDEALS[item.id][-1].content
+    why = section(item, "WHY")
+    assert points(item, ideal.replace(why, f"{why} {EVERY_BUG}"), verify) < 1
+    assert points(item, ideal.replace(why, f"{EVERY_BUG} {why}"), verify) < 1
+    assert points(item, ideal.replace(why, f"{why} It is no off-by-one error, nor one of precedence."), verify) == 1
+    assert points(item, ideal.replace(why, f"{'well ' * 1000} {why}"), verify) < 1, "one or two sentences are asked for"
 
 
 @pytest.mark.parametrize("item", [item for item in PACK.items if item.follow_ups], ids=lambda item: item.id)
@@ -347,8 +395,98 @@ def test_another_reason_why_a_program_is_right_earns_the_point(name, why, verify
         f"VERDICT: NO BUG\nWHY: {why}",
         f"**Verdict:** no bug\n\n**Why:** {why}\n",
         f"## VERDICT: **NO_BUG**.\n## WHY:\n{why} See:\n```\n{shown}\n```",
+        f"```\nVERDICT: NO BUG\nWHY: {why}\n```",
+        f"`VERDICT`: bug-free\n`WHY`\uff1a {why}",
     ):
         assert points(item, content, verify) == 1, content
+
+
+# As a capable model and a weak one would put it; many of these were once graded otherwise.
+SAYS_WHY: dict[str, list[str]] = {
+    "surface-settings": [
+        "A value such as `a=1&b=2` holds `=` characters of its own, so `split` gives three fields.",
+        "`split` should be limited to a single split.",
+        "The specification says that everything after the first = is the value, but split cuts at each one.",
+    ],
+    "surface-invoices": [
+        "`map` gets a callback that doesn't hand back the object it creates.",
+        "A block body needs an explicit return.",
+        "The object is created and thrown away.",
+    ],
+    "surface-words": [
+        "It returns before the other words are counted.",
+        "The return happens before the remaining words have been counted.",
+        "These two lines belong behind the for block, not in it.",
+    ],
+    "logic-bookings": [
+        "If the second booking ends before the first, the merged block ends too early.",
+        "`merged[-1][1]` is replaced unconditionally, so with (540, 720) and (560, 580) it ends at 580.",
+        "An inner booking pulls the end of the merged block forward.",
+    ],
+    "logic-pages": ["7 items in pages of 3 need 3 pages, but it computes 2, dropping the rest.", "Use Math.ceil."],
+    "logic-shipping": [
+        "A member who orders a bulky item gets free shipping.",
+        "For members the expression short-circuits to true.",
+        "The check isn't applied to members.",
+    ],
+    "subtle-baskets": [
+        "The list is not fresh for each call: it keeps the articles of the customers before.",
+        "The empty list is created when the function is defined, not when it is called.",
+    ],
+    "subtle-prices": ["`price` is a Promise object.", "The call isn't awaited."],
+    "subtle-seats": ["Each entry in the outer list is the very same inner list.", "Only references are repeated."],
+    "herring-rota": [
+        "That would be a bug in C, where the remainder may be negative, but in Python it may not.",
+        "In contrast to C, where -1 % 3 is -1, Python yields 2, so the index stays within the list.",
+        "Python's `%` handles negative numbers so that the result lies in range(size).",
+    ],
+    "herring-median": ["Only a duplicate gets sorted.", "The argument isn't touched; `ordered` makes a shallow copy."],
+    "herring-windows": [
+        "At each step one day is added at the right and one removed at the left.",
+        "The loop runs for first = 1, ..., n - size, which are exactly the remaining start positions.",
+        "The final iteration has first = len(visitors) - size, so first + size - 1 is the last valid index.",
+    ],
+    "turns-percentile": ["He is mistaken: ranks start at 1, indexes at 0. Numbers are sorted like words by default."],
+    "turns-discounts": [
+        "It fits: all the lambdas use the percent of the group that came last.",
+        "The rule for staff is executed only after percent has been set to 0 for public.",
+        "The functions don't remember the percent of their own iteration.",
+    ],
+    "turns-calendar": ["February had 29 days in 2024.", "2024 is divisible by 4, so there was a 29 February."],
+}
+SAYS_NOTHING: dict[str, list[str]] = {
+    "surface-settings": [
+        "A line without an equals sign gives only one part, and unpacking fails.",
+        "The spaces around the = are not stripped.",
+    ],
+    "surface-invoices": ["The comparator in sort returns NaN.", "discountOf returns a float."],
+    "surface-words": ["The word is not cleaned for some reason.", "The counts dict is not initialised for new words."],
+    "logic-bookings": ["Bookings that touch should not be merged.", "Tuples cannot be assigned to."],
+    "logic-pages": ["Division by zero is not handled.", "size and length are swapped."],
+    "logic-shipping": [
+        "It uses && instead of ||.",
+        "Members should pay if the order is small.",
+        "It should be > 5000.",
+    ],
+    "subtle-baskets": ["append returns None.", "An empty list of articles raises an IndexError."],
+    "subtle-prices": ["The price is in the wrong unit.", "quantity may be undefined."],
+    "subtle-seats": ["rows and seats are swapped.", "The index is off by one."],
+    "herring-rota": ["The modulo is right.", "Python is fine with that.", "The remainder is computed correctly."],
+    "herring-median": ["The sorting does no harm.", "The comparator is numeric."],
+    "herring-windows": ["The window sums are right.", "The range and its bounds are fine.", "It is not off by one."],
+    "turns-percentile": ["Math.ceil should be Math.round.", "You are both right."],
+    "turns-discounts": ["The discount is rounded up.", "The order of the groups is wrong."],
+    "turns-calendar": ["Months count from 1 here, so it is right.", "The code gives the right number of days."],
+}
+
+
+@every_item
+def test_a_cause_is_known_in_other_words_and_not_in_the_same_ones(item, verify):
+    ideal, why = IDEALS[item.id][-1].content, section(item, "WHY")
+    for other in SAYS_WHY[item.id]:
+        assert points(item, ideal.replace(why, other), verify) == 1, other
+    for other in SAYS_NOTHING[item.id]:
+        assert points(item, ideal.replace(why, other), verify) == (0.85 if item.expected.lines else 0.65), other
 
 
 @every_bug
@@ -361,6 +499,10 @@ def test_the_form_may_be_decorated(item, verify):
         f"Let me see.\n\n**VERDICT:** BUG\n\n**LINE:** `{line}`\n\n**WHY:** {why}\n\n```\n{program}\n```\n",
         f"### Verdict: Bug\n### Line:\n{fenced}\n### Why:\n{why}\n~~~{language}\n{program}\n~~~\nDone.",
         f"> VERDICT: BUG.\n> LINE: line 7: {line}\n> WHY: {why}\n\n  ```{language} title=x\n{program}",
+        f"```\nVERDICT: BUG\nLINE: {line}\nWHY: {why}\n```\n```{language}\n{program}\n```",
+        f"```text\nVERDICT: BUG\nLINE: {line}\nWHY: {why}\n\n```{language}\n{program}\n```\n```",
+        f"`VERDICT`: `BUG`\nLINE: see here:\n{fenced}\nWHY\uff1a {why}\n```\n{program}\n```",
+        f"VERDICT: BUG\nLINE: {line}\nWHY: {why}\n```\n{program}\n```\nSo:\n```\n{item.expected.entry}()\n```",
     ):
         assert points(item, content, verify) == 1, content
 
@@ -374,7 +516,8 @@ def test_an_agent_that_does_not_read_earns_less_than_a_quarter(name, verify):
 
 
 def test_an_agent_that_never_sees_a_bug_earns_less_than_a_quarter(verify):
-    assert share(PACK, lambda *_: response(f"VERDICT: NO BUG\nWHY: {EMPTY_PHRASE}"), verify) < 0.25
+    for why in (EMPTY_PHRASE, EVERY_BUG):
+        assert share(PACK, lambda *_, why=why: response(f"VERDICT: NO BUG\nWHY: {why}"), verify) < 0.25
 
     def parrot(messages, _):
         return response(f"VERDICT: NO BUG\nWHY: {parts(messages[1]['content'])[0]}")
@@ -455,7 +598,7 @@ def test_an_item_that_cannot_be_graded_is_refused(change, complaint):
         Item.model_validate({**raw, "expected": {**raw["expected"], **change}})
 
 
-PINNED = {1: "33637250d12c62d309c8b42e7173d9263eb2be044c4003f52dc3792bb803e9fb"}
+PINNED = {2: "1a03106b15408851a8bb4527726f95848aa9c0d42653928c58aa8ec6b1a4ddc2"}
 
 
 def test_the_version_rises_when_any_answer_is_graded_otherwise():
@@ -491,6 +634,8 @@ def test_the_version_rises_when_any_answer_is_graded_otherwise():
         for why in ("It adds.", "It is so.")
         for code in programs
     ]
+    texts += [f"```\n{text}" for text in texts[::7]]
+    texts += [f"{text}\n```\nf(2)\n```" for text in texts[::7]]
     done = Result("done", (Returned([2, 1]), Returned([6, 5])))
     table = [
         repr(judged(PACK, item, [response(text)], lambda _, result=result: result).points)

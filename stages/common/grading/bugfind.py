@@ -8,18 +8,20 @@ The answer is asked for in a form (the system message of packs/bugfind-15/items.
     ```the whole corrected program```
 
 Naming: .20 for the line (one that the item accepts, and no innocent one beside it), .15 more for a cause that speaks of
-what it must. Mending: the program in the last fenced block gives every expected result in the verifier. Leaving alone
-counts for a mended program only: it differs from the one shown in no more statements than the item allows, and every
-name outside the faulty lines is still there. Comments, docstrings and layout are free.
+what it must; a list of the usual bugs is no cause. Mending: the program (the last fenced block that defines the entry
+function) gives every expected result in the verifier. Leaving alone counts for a mended program only: it differs from
+the one shown in no more statements than the item allows, and every name outside the faulty lines is still there.
+Comments, docstrings and layout are free.
 
-Where the program is right, .65 are for saying so and showing no other program, .35 more for the cause. A verdict that
-does not fit, or none, or two that differ, earns nothing. Of a conversation with follow-ups the last answer counts.
+Where the program is right, .40 are for saying so, .25 for showing no code but its own, .35 for the cause; but nothing
+if one of its functions is written otherwise. A verdict that does not fit, or none, or two that differ, earns nothing.
+Of a conversation with follow-ups the last answer counts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -33,14 +35,16 @@ from stages.common.grading.answers import Answer, Message, with_user
 from stages.common.grading.fences import Block, blocks, parts
 from stages.common.grading.items import Grade, Text
 from stages.common.grading.programs import changed_statements, lost_names, squeezed
-from stages.common.grading.wording import Pattern, says
+from stages.common.grading.wording import Pattern, loosely, says
 
-VERSION = 1
+VERSION = 2
 
 LINE, CAUSE, MENDED, RESTRAINT = 20, 15, 40, 25
 """Hundredths of a point."""
 LONGEST = 1 << 16
 """Characters; a longer program is not executed."""
+EXPLAINED = 2000
+"""Characters of an explanation that are read: one or two sentences are asked for."""
 
 
 class Called(Strict):
@@ -95,8 +99,8 @@ def reply(item: Item, answers: Sequence[Answer]) -> list[Message] | None:
 
 
 def executions(item: Item, answers: Sequence[Answer]) -> tuple[Execution, ...]:
-    mended = _read(answers[-1].content).mended
-    return () if mended is None or not item.expected.lines else (_execution(item.expected, mended),)
+    mended = _mended(item.expected, _read(answers[-1].content))
+    return () if mended is None else (_execution(item.expected, mended),)
 
 
 def grade(item: Item, answers: Sequence[Answer], results: Mapping[str, Result]) -> Grade:
@@ -113,26 +117,21 @@ class _Claim:
     """An answer by its sections; `bug` is None where there is no clear verdict."""
 
     bug: bool | None
-    line: str = ""
+    lines: tuple[str, ...] = ()
+    """What is said to be faulty, and what is shown in a fence there."""
     why: str = ""
-    programs: tuple[Block, ...] = ()
-
-    @property
-    def mended(self) -> str | None:
-        """The corrected program, if there is one."""
-        if not self.bug or not self.programs or not 0 < len(self.programs[-1].code.strip()) <= LONGEST:
-            return None
-        return self.programs[-1].code
+    codes: tuple[str, ...] = ()
 
 
 def _read(content: str) -> _Claim:
-    """The sections of an answer, however decorated; a fenced block in place of the faulty line is that line."""
+    """The sections of an answer, however decorated; what stands in fences may be the faulty line, too."""
     texts: dict[str, list[str]] = {"VERDICT": [], "LINE": [], "WHY": []}
-    programs: list[tuple[str, Block]] = []
+    codes: list[tuple[str, str]] = []
     label = ""
-    for part in parts(content):
+    for part in _parts(content):
         if isinstance(part, Block):
-            programs.append((label, part))
+            if part.code.strip():
+                codes.append((label, part.code))
             continue
         for line in part.split("\n"):
             if found := _LABEL.match(line):
@@ -141,15 +140,23 @@ def _read(content: str) -> _Claim:
             if label:
                 texts[label][-1] += f"{line}\n"
     verdicts = {_verdict(text) for text in texts["VERDICT"]}
-    line = "\n".join(texts["LINE"])
-    if not line.strip():
-        line = "\n".join(block.code for label, block in programs[:-1] if label == "LINE")
-    shown = tuple(block for _, block in programs)
-    return _Claim(verdicts.pop() if len(verdicts) == 1 else None, line, "\n".join(texts["WHY"]), shown)
+    lines = ("\n".join(texts["LINE"]), "\n".join(code for label, code in codes[:-1] if label == "LINE"))
+    verdict = verdicts.pop() if len(verdicts) == 1 else None
+    return _Claim(verdict, lines, "\n".join(texts["WHY"])[:EXPLAINED], tuple(code for _, code in codes))
 
 
-_LABEL = re.compile(r"[\s>#*_\-\d.)]*(?P<label>VERDICT|LINE|WHY)(?:\s*\d+)?[\s*_]*:", re.IGNORECASE)
-_VERDICT = re.compile(r"[\W_]*(?:(?P<none>NO[\s_-]*BUGS?)|BUG)(?![A-Z])", re.IGNORECASE)
+def _parts(content: str) -> Iterator[str | Block]:
+    """As `parts`; the form itself, or the whole answer, may stand in a fence."""
+    for part in parts(content):
+        if isinstance(part, Block) and _FORM.match(part.code):
+            yield from parts(part.code)
+        else:
+            yield part
+
+
+_FORM = re.compile(r"[\s*_]*VERDICT[\s*_]*[:\uff1a]", re.IGNORECASE)
+_LABEL = re.compile(r"[\s>#*_`\-\d.)]*(?P<label>VERDICT|LINE|WHY)(?:\s*\d+)?[\s*_`]*[:\uff1a]", re.IGNORECASE)
+_VERDICT = re.compile(r"[\W_]*(?:(?P<none>NO[\s_-]*BUGS?|BUG[\s_-]*FREE)|BUG)(?![A-Z])", re.IGNORECASE)
 
 
 def _verdict(text: str) -> bool | None:
@@ -157,11 +164,23 @@ def _verdict(text: str) -> bool | None:
     return None if found is None else found["none"] is None
 
 
+def _mended(expected: Expected, claim: _Claim) -> str | None:
+    """The corrected program, if there is one; a block behind it may show how it is called."""
+    if not claim.bug or not expected.lines:
+        return None
+    whole = [code for code in claim.codes if expected.entry in _DEFINED.findall(code)]
+    (code,) = (whole or claim.codes or ("",))[-1:]
+    return code if 0 < len(code) <= LONGEST else None
+
+
+_DEFINED = re.compile(r"^(?:export\s+)?(?:async\s+)?(?:def|function|const|let|var)\s+([\w$]+)", re.MULTILINE)
+
+
 def _named_and_mended(item: Item, claim: _Claim, results: Mapping[str, Result]) -> Grade:
     expected, lost, points = item.expected, [], 0
-    if _names_the_line(expected.lines, item.program, claim.line):
+    if _names_the_line(expected.lines, item.program, claim.lines):
         points += LINE
-        if says(expected.cause, claim.why):
+        if _explains(expected.cause, claim.why):
             points += CAUSE
         else:
             lost.append("the cause is not named")
@@ -171,29 +190,56 @@ def _named_and_mended(item: Item, claim: _Claim, results: Mapping[str, Result]) 
     if fault:
         return Grade(points / 100, detail="; ".join([*lost, fault]))
     points += MENDED
-    waste = _waste(item, claim.mended or "")
+    waste = _waste(item, _mended(expected, claim) or "")
     points += 0 if waste else RESTRAINT
     return Grade(points / 100, detail="; ".join([*lost, *waste]))
 
 
 def _left_alone(item: Item, claim: _Claim) -> Grade:
-    known = {squeezed(line) for line in item.program.split("\n")}
-    if not all(squeezed(line) in known for block in claim.programs for line in block.code.split("\n") if line.strip()):
+    own, known = set(_DEFINED.findall(item.program)), {"", *map(squeezed, item.program.split("\n"))}
+    others = [code for code in claim.codes if any(squeezed(line) not in known for line in code.split("\n"))]
+    if any(own & set(_DEFINED.findall(code)) for code in others):
         return Grade(0, detail="another program is shown, though there is no bug")
-    if not says(item.expected.cause, claim.why):
-        return Grade((MENDED + RESTRAINT) / 100, detail="why it is right is not said")
-    return Grade((MENDED + RESTRAINT + LINE + CAUSE) / 100)
+    lost, points = [], MENDED
+    if others:
+        lost.append("code is shown")
+    else:
+        points += RESTRAINT
+    if _explains(item.expected.cause, claim.why):
+        points += LINE + CAUSE
+    else:
+        lost.append("why it is right is not said")
+    return Grade(points / 100, detail="; ".join(lost))
 
 
-def _names_the_line(accepted: Sequence[str], program: str, named: str) -> bool:
-    """Whether all that is quoted of the program is of the accepted lines: whole lines if there are any, else parts."""
+def _explains(cause: str, why: str) -> bool:
+    """Whether the cause is spoken of, and not among so many others that it is a guess."""
+    return says(cause, why) and len(set(_USUAL.findall(loosely(why).lower()))) <= _GUESSES
+
+
+_GUESSES = 3
+_USUAL = re.compile(
+    "off[- ]by[- ]one|mutable default|late binding|missing await|missing return|operator precedence|integer division"
+    "|rounding|shared reference|alias|lexicographic|string comparison|indentation|race condition|coercion|infinite loop"
+    "|overflow|out of bounds|division by zero|uninitiali[sz]ed|syntax error|memory leak|null|type error|edge case"
+)
+"""What bugs are usually put down to."""
+
+
+def _names_the_line(accepted: Sequence[str], program: str, named: Sequence[str]) -> bool:
+    """Whether all that the first text with a quotation quotes of the program is of the accepted lines."""
+    found = next((found for text in named if (found := _quoted(program, text))), set())
+    return bool(found) and found <= {squeezed(line) for line in accepted}
+
+
+def _quoted(program: str, named: str) -> set[str]:
+    """The program's lines that are quoted: whole lines if there are any, else parts."""
     known = [text for line in program.split("\n") if (text := squeezed(line))]
     quoted = [text for quote in _quotes(named) if (text := squeezed(quote))]
     whole = {text for text in quoted if text in known}
     part = {line for line in known for text in quoted if len(text) >= _LEAST and text in line}
     around = {line for line in known for text in quoted if len(line) >= _LEAST and line in text}
-    found = whole or part or around
-    return bool(found) and found <= {squeezed(line) for line in accepted}
+    return whole or part or around
 
 
 _LEAST = 8
@@ -216,9 +262,10 @@ def _execution(expected: Expected, program: str) -> Execution:
 
 def _fault(expected: Expected, claim: _Claim, results: Mapping[str, Result]) -> str:
     """What is wrong with the corrected program; "" where every call gave what it should."""
-    if claim.mended is None:
+    mended = _mended(expected, claim)
+    if mended is None:
         return "no corrected program"
-    result = results[_execution(expected, claim.mended).digest]
+    result = results[_execution(expected, mended).digest]
     if result.outcome != "done":
         return f"the corrected program did not run: {result.detail}"
     right = sum(

@@ -3,17 +3,17 @@
     points = right fields / (fields that there are + fields that nobody asked for)
 
 A field is right if value and JSON type are: "12" is no number and 0 is not false, though 12 and 12.0 are one number.
-Texts must agree letter by letter; in those that the item calls loose, case, white space and the Unicode form are free.
+Texts must agree letter by letter; those that the item calls loose are read loosely (wording.py), in either case.
 Lists of objects are matched by the field that the item names as their key, lists of values that it calls sets as sets,
 others by position. Each field of an entry too many, or of an unknown key, counts as one that nobody asked for. A null
 counts only beside a right field that is none, so that an answer of nulls earns nothing.
 
-The answer is one JSON object, bare or in a fence; where there are several, the last one in the last fence that has any.
+The answer is one JSON object, bare or in a fence. Where there are several, those in fences go before others, of those
+the ones with the most keys of the schema, and of those the last.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -25,8 +25,9 @@ from stages.common.grading import items
 from stages.common.grading.answers import JSON, Answer
 from stages.common.grading.fences import blocks
 from stages.common.grading.items import Grade, Json
+from stages.common.grading.wording import loosely
 
-VERSION = 1
+VERSION = 2
 
 
 class Expected(Strict):
@@ -38,7 +39,7 @@ class Expected(Strict):
     sets: tuple[str, ...] = ()
     """Lists of values whose order means nothing."""
     loose: tuple[str, ...] = ()
-    """Texts, or lists of texts, in which case, white space and the Unicode form are free."""
+    """Texts, or lists of texts, whose case and typography are free."""
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
@@ -68,7 +69,7 @@ class Item(items.Item):
 
 
 def grade(item: Item, answers: Sequence[Answer], results: Mapping[str, Any]) -> Grade:  # noqa: ARG001 - nothing is run
-    given = _object(answers[-1].content)
+    given = _object(answers[-1].content, item.expected.answer)
     if given is None:
         return Grade(0, detail="no JSON object")
     tally = _compared(item.expected, item.expected.answer, given, "")
@@ -78,12 +79,10 @@ def grade(item: Item, answers: Sequence[Answer], results: Mapping[str, Any]) -> 
     return Grade(right / (fields + tally.surplus), detail=f"{right} of {fields} fields{surplus}")
 
 
-def _object(content: str) -> Json | None:
-    """The JSON object that is meant as the answer."""
-    for text in (*(block.code for block in reversed(blocks(content))), content):
-        if found := list(_objects(text)):
-            return found[-1]
-    return None
+def _object(content: str, schema: Json) -> Json | None:
+    """The JSON object that is meant as the answer: not one that an explanation quotes from it."""
+    found = [value for block in blocks(content) for value in _objects(block.code)] or list(_objects(content))
+    return max(reversed(found), key=lambda value: len(value.keys() & schema.keys()), default=None)
 
 
 def _objects(text: str) -> Iterator[Json]:
@@ -165,11 +164,7 @@ def _same(how: Expected, wanted: Any, given: Any, path: str) -> bool:
         return isinstance(given, int | float) and wanted == given
     if not isinstance(given, str):
         return False
-    return _loosely(wanted) == _loosely(given) if path in how.loose else wanted == given
-
-
-def _loosely(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return loosely(wanted).casefold() == loosely(given).casefold() if path in how.loose else wanted == given
 
 
 def _fields(value: Any) -> int:

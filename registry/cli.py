@@ -49,7 +49,8 @@ app = typer.Typer(
     name="registry",
     help="An evaluation-gated registry for compressed mixture-of-experts models.",
     epilog="Exit codes: 0 done/Pass, 1 a gate failed, 2 bad input, 3 Inconclusive, 4 invalid evidence, 5 integrity, "
-    "6 busy, 130 interrupted. Start with: registry init; registry add toy stages/toy/checkpoint",
+    "6 busy, 130 interrupted. Commands take --root FOLDER, the registry that is meant (else SLUICE_ROOT, else models). "
+    "Start with: registry init; registry add toy stages/toy/checkpoint; registry ls",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -92,14 +93,24 @@ def add(
     insecure: Insecure = False,
     root: Root = ROOT,
 ) -> None:
-    """Take in a model from a folder, the Hub or an OCI registry; it stays as it is there. Run again, it goes on."""
+    """Take in a model from a folder, the Hub or an OCI registry.
+
+    It stays as it is there. Run again after an interruption, this goes on.
+
+    registry add toy stages/toy/checkpoint
+
+    registry add qwen3.6-35b-a3b hf://Qwen/Qwen3.6-35B-A3B@main
+    """
     candidate = opened(root).add(name, source, move=move, replace=replace, insecure=insecure)
     output.text(f"{candidate.name}  {candidate.digest[:12]}  {output.size(candidate.manifest.size)}")
 
 
 @app.command()
 def ls(root: Root = ROOT, json: Json = False) -> None:
-    """List the candidates: mix, depth, scores, verdict, size; an arrow marks what is served."""
+    """List the candidates: mix, depth, scores, verdict, size.
+
+    An arrow marks what is served. Scores are percent; several of one pack were taken under different conditions.
+    """
     from registry import overview
 
     overview.show(root, json=json)
@@ -114,7 +125,10 @@ def show(
     root: Root = ROOT,
     json: Json = False,
 ) -> None:
-    """Everything that is known about a candidate: what it is, what it was made from, evidence, verdicts."""
+    """Show everything that is known about a candidate.
+
+    What it is and what it was made from, how its training ended, evidence, verdicts, files.
+    """
     from registry import details, serving
 
     if command:
@@ -130,7 +144,10 @@ def show(
 
 @app.command()
 def path(name: CandidateName, root: Root = ROOT) -> None:
-    """Print the folder to load, resolved once: vllm serve $(registry path best)"""
+    """Print the folder to load, resolved once.
+
+    vllm serve $(registry path best)
+    """
     output.text(str(opened(root).candidate(name).resolved()))
 
 
@@ -142,9 +159,10 @@ def serve(
     wait: Wait = None,
     root: Root = ROOT,
 ) -> None:
-    """Serve a candidate with vLLM under the flags that it was judged with, and hold the device as long as it runs.
+    """Serve a candidate with vLLM under the flags it was judged with.
 
-    This process becomes the server.
+    It holds the device as long as it runs: this process becomes the server. The program is that of the environment
+    that VLLM names, or vllm on the PATH.
     """
     from registry import devices, leases, serving
 
@@ -169,7 +187,11 @@ def verify(
     root: Root = ROOT,
     json: Json = False,
 ) -> int:
-    """Check a candidate: its structure and, without --fast, every byte, its evidence, its verdicts. Exit code 5."""
+    """Check that candidates are what they were, to the last byte.
+
+    Their structure and, without --fast, every byte, their evidence and their verdicts. Exit code: 5 if anything is
+    wrong.
+    """
     from registry.verify import verify as problems_of
     from registry.verify import verify_records
 
@@ -195,7 +217,10 @@ def lineage(
     root: Root = ROOT,
     json: Json = False,
 ) -> None:
-    """Draw what a candidate was made from, back to where its model came from, and what was made from it."""
+    """Draw what a candidate was made from, and what from it.
+
+    Back to where its model came from.
+    """
     from registry import lineage as lines
 
     found = lines.trees(opened(root), name)
@@ -217,7 +242,13 @@ def compare(
     root: Root = ROOT,
     json: Json = False,
 ) -> None:
-    """In which settings two candidates differ, how they scored, and which control would tell why."""
+    """Say in which settings two candidates differ.
+
+    Then how they scored and what that can be put down to. Where several things differ, the control that tells them
+    apart is named, or the recipe that would make it.
+
+    registry compare v7a v7b
+    """
     from registry import comparison
 
     store = opened(root)
@@ -238,7 +269,12 @@ def derive(
     again: Annotated[bool, typer.Option("--again", help="Give the name to another candidate.")] = False,
     root: Root = ROOT,
 ) -> None:
-    """Make a candidate with another chat template, tokenizer or generation config. Weights are shared, not copied."""
+    """Make a candidate with another chat template or tokenizer.
+
+    Or another generation config. Weights are shared, not copied.
+
+    registry derive v7b v7b-v19 --replace chat_template.jinja=templates/v19.jinja
+    """
     from registry import deriving
 
     candidate = deriving.derive(opened(root), name, new, deriving.parsed(files), replace=again)
@@ -259,7 +295,14 @@ def promote(
     reason: Annotated[str | None, typer.Option(help="Why: for an override, or for a change of policy.")] = None,
     root: Root = ROOT,
 ) -> None:
-    """Serve a candidate that has a Pass under the channel's policy. The channel's link changes in one step."""
+    """Serve a candidate that has a Pass under the channel's policy.
+
+    The channel's link changes in one step.
+
+    registry promote v7b --policy policies/toy.yaml
+
+    registry promote --best
+    """
     from registry import judging, promotion, ranking
 
     demand_one(name, best, "promote", "--best")
@@ -292,7 +335,7 @@ def log(
     json: Json = False,
 ) -> None:
     """Every change and every override, oldest first: when, who, what."""
-    from registry import channels
+    from registry import channels, training
 
     store = opened(root)
     if check:
@@ -307,6 +350,8 @@ def log(
     standard = {"seq", "previous", "time", "user", "host", "event", "format", "seal"}
     for entry in entries:
         fields = "  ".join(f"{key}={_short(value)}" for key, value in entry.items() if key not in standard)
+        ended = training.logged(store, entry)
+        fields += f"  training={ended}" if ended else ""
         output.text(f"{entry['seq']:>5}  {entry['time']}  {entry['user']}  {entry['event']:<10}  {fields}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,7 @@ def of(store: Store, left: Candidate, right: Candidate, *, project: Path = Path(
         conclusion=history.conclusion(found),
         controls=between,
         scores={pack: (ours.get(pack, ()), theirs.get(pack, ())) for pack in sorted(ours.keys() | theirs.keys())},
-        notes=[*_stacked(one, other), *_conditions(*evidence)],
+        notes=[*_same(left, right, found), *_stacked(one, other), *_conditions(*evidence)],
         overlap=choices.overlap(store, left, right),
     )
 
@@ -110,6 +110,12 @@ def _mixes(project: Path) -> dict[str, str]:
         except SluiceError:
             continue
     return found
+
+
+def _same(left: Candidate, right: Candidate, found: Sequence[Difference]) -> list[str]:
+    if found and left.manifest.files == right.manifest.files:
+        return [f"{left.name} and {right.name} have the same files, byte for byte: what differs has changed nothing"]
+    return []
 
 
 def _stacked(*sides: Side) -> list[str]:

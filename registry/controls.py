@@ -66,6 +66,7 @@ def controls(
     found = _differences(left.chain, right.chain)
     if len(found) < 2:
         return []
+    others = list({other.chain[0][0]: other for other in reversed(others)}.values())[::-1]  # of several names the first
     there = [control for other in others if (control := _between(left, right, other, found)) is not None]
     return there or [_missing(left, right, found, others, packs, mixes or {})]
 
@@ -121,7 +122,8 @@ def _takes(left: Side, right: Side, found: Mapping[str, Difference], *, from_rig
     parts = []
     for field in sorted(found, key=_rank):
         side, value = (right, found[field].right) if field in from_right else (left, found[field].left)
-        parts.append(f"{found[field].word} as {side.name}: {'none' if value is None else value}")
+        whole = isinstance(value, Mapping) and "." not in field  # a step: its settings are shown above
+        parts.append(f"{found[field].word} as {side.name}" + ("" if whole else f": {history.shown(value)}"))
     return "; ".join(parts)
 
 
@@ -239,8 +241,9 @@ def _steps(chain: Chain) -> list[_Step]:
 def _changed(step: _Step, other: _Step, key: str) -> _Step:
     if key in ("mix", "seed", "code"):
         return replace(step, inputs=step.inputs.model_copy(update={key: getattr(other.inputs, key)}))
-    settings = {name: value for name, value in step.inputs.settings.items() if name != key}
-    settings |= {key: other.inputs.settings[key]} if key in other.inputs.settings else {}
+    keys = history.TOGETHER.get(key, (key,)) if step.op == "train" else (key,)
+    settings = {name: value for name, value in step.inputs.settings.items() if name not in keys}
+    settings |= {name: value for name, value in other.inputs.settings.items() if name in keys}
     return replace(step, inputs=step.inputs.model_copy(update={"settings": settings}))
 
 

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gates.records import Evidence, Verdict
-from registry import generations, history, holding, lineage, output, plain
+from gates.reports import Trained
+from gates.reports.words import visible
+from registry import generations, history, holding, lineage, output, plain, training
 from registry.manifests import Manifest
 from registry.store import Candidate, Store
 
@@ -36,12 +38,15 @@ class Details:
     evidence: dict[str, Evidence]
     verdicts: dict[str, Verdict]
     standing: str | None
+    training: tuple[Trained, ...]
+    """How it was trained, or one that it was made from; the newest first."""
 
     def to_json(self) -> dict[str, Any]:
         records = {
             "manifest": self.manifest.model_dump(mode="json"),
             "evidence": {digest: each.model_dump(mode="json") for digest, each in self.evidence.items()},
             "verdicts": {digest: each.model_dump(mode="json") for digest, each in self.verdicts.items()},
+            "training": [each.model_dump(mode="json") | {"sentence": each.sentence} for each in self.training],
         }
         plain = {key: value for key, value in asdict(self).items() if key not in records}
         return plain | records
@@ -61,6 +66,7 @@ def of(store: Store, candidate: Candidate) -> Details:
         evidence=store.evidence(candidate.digest),
         verdicts=store.verdicts(candidate.digest),
         standing=holding.standing(store.layout, candidate.digest),
+        training=tuple(training.of(store, candidate.name, chain)),
     )
 
 
@@ -75,7 +81,8 @@ def render(found: Details) -> str:
         f"  size        {output.size(found.manifest.size)}",
         f"  folder      {found.folder}",
         f"  made from   {' ← '.join(digest[:12] for digest in found.ancestry)}",
-        *(f"    {field} = {value}" for field, value in found.settings.items()),
+        *(f"    {part} = {text}" for each in found.settings.items() for part, text in history.flat(*each).items()),
+        *(f"  training    {_of(found, each)}{visible(each.sentence)}" for each in found.training),
     ]
     for each in found.evidence.values():
         overall = each.totals.overall
@@ -90,6 +97,10 @@ def render(found: Details) -> str:
         size = "missing" if attached.size is None else output.size(attached.size)
         lines.append(f"  attachment  {attached.name}  {size}  {attached.path}")
     return "\n".join(lines)
+
+
+def _of(found: Details, each: Trained) -> str:
+    return "" if each.of == found.name else f"of {each.of}: "
 
 
 def _attachments(store: Store, name: str) -> Iterator[Attachment]:

@@ -21,6 +21,9 @@ BASE = "base"
 CALIBRATED = "calibrated."
 """How the field of a file begins through which a prune read its mix: prune.calibrated.chat_template.jinja."""
 
+TOGETHER = {"length": ("epochs", "max_steps"), "experts": ("experts", "double_quantization")}
+"""Settings of a training that are one decision, by its field: how long, and in what the frozen experts are held."""
+
 _WORDS = {
     BASE: "base model",
     "compression": "depth",
@@ -29,6 +32,12 @@ _WORDS = {
     "mtp": "treatment of the MTP head",
     "quantize": "quantisation",
     "quantize.format": "quantisation",
+    "train": "training",
+    "train.experts": "precision of the frozen experts",
+    "train.length": "length of training",
+    "train.lora": "LoRA settings",
+    "train.mix": "training mix",
+    "train.reference": "reference answers",
     "chat_template.jinja": "chat template",
     "tokenizer.json": "tokenizer",
     "tokenizer_config.json": "tokenizer configuration",
@@ -85,6 +94,18 @@ def settings(chain: Chain) -> dict[str, Setting]:
             found |= {f"{step}.{key}": value for key, value in _of_step(chain, number).items()}
     # the last one counts, wherever between the steps it was replaced
     return found | {f"derive.{file}": Setting(digest, digest[:12]) for file, digest in replaced(chain).items()}
+
+
+def told(chain: Chain, number: int) -> dict[str, str]:
+    """What the step at `number` did by itself, for people: its settings by their words."""
+    digest, manifest = chain[number]
+    op = manifest.inputs.op
+    if op == "add":
+        return {_WORDS[BASE]: shown(origin(manifest) or digest)}
+    if op == "derive":
+        return {_WORDS.get(file, file): shown(each) for file, each in manifest.inputs.settings["replaced"].items()}
+    own = {key: setting.value for key, setting in _of_step(chain, number).items() if setting.value is not None}
+    return {word(f"{op}.{key}").removesuffix(f" of {_WORDS.get(op, op)}"): shown(each) for key, each in own.items()}
 
 
 def replaced(chain: Chain) -> dict[str, str]:
@@ -149,8 +170,9 @@ def word(field: str) -> str:
     if key.startswith(CALIBRATED):
         file = key.removeprefix(CALIBRATED)
         return f"{_WORDS.get(file, file)} of the calibration" + (f" of {op} {number}" if number else "")
-    plain = _WORDS.get(f"{op}.{key}") or _WORDS.get(key or op) or (key or op).replace("_", " ")
-    if op not in ("prune", "derive", BASE) and key not in ("", "format"):
+    own = _WORDS.get(f"{op}.{key}")
+    plain = own or _WORDS.get(key or op) or (key or op).replace("_", " ")
+    if op not in ("prune", "derive", BASE) and key and not own:
         plain += f" of {_WORDS.get(op, op)}"
     return plain + (f" of {op} {number}" if number else "") if key else plain + (f" {number}" if number else "")
 
@@ -165,8 +187,15 @@ def flat(field: str, value: Any) -> dict[str, str]:
             for key, part in value.items()
             for name, shown in flat(f"{field}.{key}" if field else str(key), part).items()
         }
-    text = value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)  # as recipes have it
+    text = f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else text
+    text = text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
     return {} if value is None else {field: text}
+
+
+def shown(value: Any) -> str:
+    """A setting for people, in one line."""
+    return ", ".join(f"{name} {part}".strip() for name, part in flat("", value).items()) or "none"
 
 
 def step_of(field: str) -> str:
@@ -192,6 +221,8 @@ def _of_step(chain: Chain, number: int) -> dict[str, Setting]:
         before, after = chain[number + 1][1].shape.experts, manifest.shape.experts
         depth = str(inputs.settings["compression"])
         found["compression"] = Setting(depth, f"{depth} ({after} of {before} experts)", (before, after))
+    if inputs.op == "train":
+        found |= _trained(found)
     if inputs.mix is not None:
         found["mix"] = Setting(inputs.mix.rows, f"{inputs.mix.name} ({inputs.mix.rows[:12]})")
     if inputs.seed is not None:
@@ -200,6 +231,19 @@ def _of_step(chain: Chain, number: int) -> dict[str, Setting]:
     for file, digest in calibrated_with(chain, number).items():
         found[f"{CALIBRATED}{file}"] = Setting(digest, digest[:12])
     return dict(sorted(found.items()))
+
+
+def _trained(found: dict[str, Setting]) -> dict[str, Setting]:
+    """Settings of a training that are told otherwise than they are written down; what they replace is taken out."""
+    length = {key: found.pop(key).value for key in TOGETHER["length"] if key in found}
+    experts, double = (found.pop(key).value if key in found else None for key in TOGETHER["experts"])
+    held = f"{experts}, its scales not quantised" if (experts, double) == ("nf4", False) else experts
+    told = {"length": Setting(length, shown(length))} if length else {}
+    told |= {"experts": Setting(held, held)} if experts else {}
+    if isinstance(reference := found.get("reference", Setting(None, None)).value, Mapping):
+        rows = str(reference.get("rows"))
+        told["reference"] = Setting(rows, f"{reference.get('name')} ({rows[:12]})")
+    return told
 
 
 def _steps_of(found: Mapping[str, Setting]) -> set[str]:

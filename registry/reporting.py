@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gates.errors import SluiceError, UsageError
 from gates.records import Evidence, Verdict
 from gates.reports import Ancestor, Entry, Made, Overview, Report, Subject, build, page_of_all, render
-from registry import comparison, fitting, fs, generations, history, holding, judging, lineage, overview, plain
+from registry import comparison, fitting, fs, generations, history, holding, judging, lineage, overview, plain, training
 from registry.store import Candidate, Store
 
 
@@ -56,13 +57,15 @@ def subject(store: Store, verdict: Verdict, *, card: int | None = None) -> Subje
     if mine:
         found["size"] = mine.manifest.size
         found["attachments"] = tuple(plain.attachments(store.layout, mine.name))
+        with suppress(SluiceError):  # what is damaged of its ancestors, verify says
+            found["training"] = tuple(training.of(store, mine.name, lineage.chain(store, mine)))
         found["fit"] = fitting.sentence(mine, card) if card is not None else None
     if other:
         found["baseline_size"] = other.manifest.size
     if mine and other:
         compared = comparison.of(store, mine, other)
         found["differences"] = tuple(
-            f"{each.word}: {_shown(each.left)} / {_shown(each.right)}" for each in compared.differences
+            f"{each.word}: {history.shown(each.left)} / {history.shown(each.right)}" for each in compared.differences
         )
         between = [
             f"the control is {each.name}" if each.name else f"the control that is missing: {each.takes}"
@@ -190,22 +193,15 @@ def ancestors(store: Store, digest: str, named: dict[str, Candidate] | None = No
         chain = tuple(lineage.ancestry(store, digest))
     except SluiceError:
         return ()
-    found = []
-    for number, (each, manifest) in enumerate(chain):
-        own = history.settings(chain[number : number + 2] if manifest.inputs.parent else chain[number:])
-        step = {
-            history.word(field): _shown(setting.value)
-            for field, setting in own.items()
-            if setting.value is not None and (manifest.inputs.parent is None or field != history.BASE)
-        }
-        name = named[each].name if each in named else None
-        found.append(Ancestor(name=name, digest=each, op=manifest.inputs.op, settings=step))
-    return tuple(found)
-
-
-def _shown(value: object) -> str:
-    """A setting for people, in one line."""
-    return ", ".join(f"{name} {part}".strip() for name, part in history.flat("", value).items()) or "none"
+    return tuple(
+        Ancestor(
+            name=named[each].name if each in named else None,
+            digest=each,
+            op=manifest.inputs.op,
+            settings=history.told(chain, number),
+        )
+        for number, (each, manifest) in enumerate(chain)
+    )
 
 
 def _cost(store: Store, verdict: Verdict) -> Iterator[str]:
@@ -214,4 +210,5 @@ def _cost(store: Store, verdict: Verdict) -> Iterator[str]:
         entry = store.log.newest("evidence", evidence=digest)
         timings = entry.get("timings") if entry else None
         if entry and isinstance(timings, dict) and timings.get("wall_seconds"):
-            yield f"{entry['pack']}: {timings.get('tokens', 0)} tokens in {timings['wall_seconds']:.0f} s"
+            seconds = timings["wall_seconds"]
+            yield f"{entry['pack']}: {timings.get('tokens', 0)} tokens in {seconds:.{0 if seconds >= 10 else 1}f} s"

@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from gates import units
 from gates.records import RuleResult, Verdict
-from gates.reports import charts, words
+from gates.reports import charts, curves, words
 from gates.reports.model import Condition, Part, Report
 from gates.reports.overview import Entry, Overview
+from gates.reports.training import Training, sentence
 from gates.statistics import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -44,10 +46,12 @@ def html(report: Report) -> bytes:
         decided=_decided(report),
         margins={pack.pack: _margins(report.verdict, pack.pack) for pack in report.packs},
         compared=any(part.difference is not None for part in compared),
+        by_item=[pack.pack for pack in report.packs if pack.whole.paired],
         lost=[flip for flip in report.flips if flip.lost],
         won=[flip for flip in report.flips if not flip.lost],
         outcomes=_outcomes(report),
         conditions=_conditions(report),
+        trainings=[(each, curves.draw(each.record) if each.record else None) for each in report.subject.training],
     )
 
 
@@ -64,6 +68,13 @@ def page_of_all(overview: Overview) -> bytes:
         largest=max((each.size or 0 for each in overview.candidates), default=0),
         judged=_counted(overview.candidates),
     )
+
+
+def picture(training: Training) -> bytes:
+    """The losses of a training run as an SVG, a file of its own."""
+    said = sentence(training)
+    context = {"drawn": curves.draw(training), "record": training, "sentence": said, "label": "Loss by step"}
+    return _environment().get_template("training.svg.j2").render(lines=wrap(said, 135), **context).encode()
 
 
 def colour(verdict: str | None) -> str:
@@ -195,6 +206,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "number": words.number,
         "signed": words.signed,
+        "loss": words.loss,
         "chance": words.chance,
         "size": units.size,
         "share": words.share,

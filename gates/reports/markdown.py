@@ -153,6 +153,8 @@ def _origin(subject: Subject) -> Iterator[str]:
     if subject.differences:
         yield from _few([f"- {inert(each)}" for each in subject.differences])
         yield ""
+    for each in subject.training:
+        yield from (f"**Training of {inert(each.of)}:** {inert(each.sentence)}", "")
     facts = []
     if subject.size is not None:
         against = "" if subject.baseline_size is None else f" (baseline {units.size(subject.baseline_size)})"

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from gates.records import Digest, Name, Record, RuleResult, Verdict
+from gates.reports.training import Trained
 
 FORMAT: Literal[1] = 1
 
@@ -44,6 +45,8 @@ class Subject(Record):
     """Whether it fits the card it was made for, with the numbers."""
     attachments: tuple[str, ...] = ()
     """The names of the files kept beside the candidate's model: plots, scores, curves."""
+    training: tuple[Trained, ...] = ()
+    """How it was trained, or one that it was made from; the newest first."""
     cost: tuple[str, ...] = ()
     """What it took: tokens, seconds."""
     promoted: tuple[Name, ...] = ()

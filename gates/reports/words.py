@@ -34,6 +34,13 @@ def signed(value: float | None) -> str:
     return NOTHING if value is None else f"{_rounded(value):+.1f}".replace("-", MINUS).replace("+0.0", "0.0")
 
 
+def loss(value: float | None, *, sign: bool = False) -> str:
+    """Nats a token: four decimals, of very many fewer digits; None is no finite number."""
+    if value is None:
+        return NOTHING
+    return format(value, ("+" if sign else "") + (".4f" if abs(value) < 1e5 else ".3g")).replace("-", MINUS)
+
+
 def between(interval: tuple[float, float] | None, *, sign: bool) -> str:
     """Both ends of an interval; with `sign` those of a difference."""
     if interval is None:

@@ -25,7 +25,10 @@ KeepGenerations = Annotated[
 
 @app.command()
 def df(root: Root = ROOT, json: Json = False) -> None:
-    """How much each candidate holds alone, how much it shares with others, and what nothing needs any more."""
+    """Show what lies on the disk, and what nothing needs any more.
+
+    By candidate what it holds alone, and what it shares with others.
+    """
     from registry import usage
 
     found = usage.usage(opened(root))
@@ -47,7 +50,9 @@ def gc(
     root: Root = ROOT,
     json: Json = False,
 ) -> None:
-    """Remove what nothing needs: no candidate, evidence, verdict, channel, kept generation, lease or work in progress.
+    """Remove what nothing needs any more.
+
+    That is: no candidate, evidence, verdict, channel, kept generation, lease or work in progress.
 
     What was written in the last ten minutes stays whatever --grace says: somebody may be about to name it.
     """
@@ -73,7 +78,10 @@ def rm(
     keep_generations: KeepGenerations = None,
     root: Root = ROOT,
 ) -> None:
-    """Take the name off a candidate that nothing depends on. Its bytes stay until gc, after the grace, removes them."""
+    """Take the name off a candidate that nothing depends on.
+
+    Its bytes stay until gc, after the grace, removes them.
+    """
     from registry import removal
 
     removed = removal.remove(opened(root), name, keep_generations=keep_generations)
@@ -83,7 +91,9 @@ def rm(
 
 @app.command()
 def doctor(root: Root = ROOT, json: Json = False) -> int:
-    """Look for what is wrong with a registry and with the disk it lies on, each with the command that mends it.
+    """Find what is wrong with a registry or its disk.
+
+    Each finding with the command that mends it.
 
     Exit code: 5 if a model or a record is damaged or could be lost, 2 if the registry cannot do its work here, else 0.
     """

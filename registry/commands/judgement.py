@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from registry.store import Store
 
 app = typer.Typer(rich_markup_mode=None)
-policies = typer.Typer(help="Read policies before they judge.", no_args_is_help=True, rich_markup_mode=None)
+policies = typer.Typer(help="What policies demand, before they judge.", no_args_is_help=True, rich_markup_mode=None)
 evidence = typer.Typer(help="What candidates scored.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(policies, name="policy")
 app.add_typer(evidence, name="evidence")
@@ -46,7 +46,10 @@ def gate(
     name: Annotated[str | None, typer.Argument(help="A candidate's name, or a channel's.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every candidate that was evaluated.")] = False,
     policy: PolicyFile = None,
-    baseline: Annotated[str | None, typer.Option(help="A candidate or a channel to compare with.")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="A candidate or a channel to compare with; without it, rules that compare are not judged."),
+    ] = None,
     channel: Channel = "best",
     report: Kinds = None,
     out: Out = Path("reports"),
@@ -54,9 +57,12 @@ def gate(
     root: Root = ROOT,
     json: Json = False,
 ) -> int:
-    """Judge a candidate by all its evidence. Exit code: 0 Pass, 1 a gate failed, 3 Inconclusive, 4 Invalid.
+    """Judge a candidate by all its evidence.
 
-    With --all the exit code is that of the worst verdict; where nothing was evaluated it is 3.
+    registry gate v7b --policy policies/toy.yaml --baseline toy --report md,html
+
+    Exit code: 0 Pass, 1 a gate failed, 3 Inconclusive, 4 Invalid. With --all it is that of the worst verdict; where
+    nothing was evaluated it is 3.
     """
     from registry import judging, reporting
 
@@ -93,7 +99,14 @@ def report_(
     root: Root = ROOT,
     json: Json = False,
 ) -> None:
-    """Write what is known of a candidate's newest verdict, or with --all a page of all candidates. Judges nothing."""
+    """Write reports of the newest verdict, or of all candidates.
+
+    Judges nothing; the newest verdict is that of the last registry gate.
+
+    registry report v7b --as html,md
+
+    registry report --all
+    """
     from registry import reporting
 
     demand_one(name, every, "report")
@@ -120,7 +133,10 @@ def waive(
     by: Annotated[str | None, typer.Option(help="Who decided; without it, who runs this.")] = None,
     root: Root = ROOT,
 ) -> None:
-    """Let a gate pass that the evidence does not decide, where the policy allows it. Judge again afterwards."""
+    """Let a gate pass that the evidence does not decide.
+
+    Where the policy allows it. Judge again afterwards.
+    """
     from registry import judging, waivers
 
     store = opened(root)
@@ -155,7 +171,11 @@ def evidence_add(
     root: Root = ROOT,
     json: Json = False,
 ) -> None:
-    """Take in what another tool scored: lm-eval, Inspect, BenchLocal, EvalPlus, or totals in a YAML file.
+    """Take in what another tool scored.
+
+    That is lm-eval, Inspect, BenchLocal, EvalPlus, or totals in a YAML file.
+
+    registry evidence add v7b results_*.json samples_*.jsonl
 
     Conditions that the files do not state stay unknown, and scores by item under conditions that are not all known are
     compared with no other. State what you know (--state tool_parser=hermes), or take the totals alone.
@@ -238,10 +258,15 @@ def evidence_retract(
 @policies.command("check")
 def policy_check(
     file: Annotated[Path, typer.Argument(help="A policy: a YAML file.")],
-    items: Annotated[str, typer.Option(help="Numbers of items, for what the policy could detect.")] = "15,60,164,570",
+    items: Annotated[
+        str, typer.Option(help="Numbers of items, with commas between: what could be detected with so many.")
+    ] = "15,60,164,570",
     json: Json = False,
 ) -> None:
-    """Say in sentences what a policy demands, and what it could detect with so many items."""
+    """Say in sentences what a policy demands.
+
+    And what it could detect with so many items.
+    """
     from gates.policy import explain
     from gates.power import foresee
     from registry.judging import read_policy

@@ -25,14 +25,17 @@ app = typer.Typer(rich_markup_mode=None)
 lease = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="One holder a device, across containers and people: who has the GPU, and how to take it for any command.",
+    help="Who has the GPU; and take it for any command.\n\nOne holder a device, across containers and people.",
 )
 app.add_typer(lease, name="lease")
 
 
 @lease.command()
 def ls(root: Root = ROOT, json: Json = False) -> None:
-    """List devices: free or held; by whom, what for and since when; how much of their memory is taken."""
+    """List devices: by whom each is held, what for, since when.
+
+    And how much of their memory is taken.
+    """
     from registry import leases
 
     states = leases.states(opened(root).layout)
@@ -53,7 +56,9 @@ def run(
     ] = "auto",
     root: Root = ROOT,
 ) -> int:
-    """Run any command while holding the device, and end with its exit code.
+    """Run any command while holding the device.
+
+    It ends with the command's exit code.
 
     Stages take the device by themselves; this is for everything else that needs it. A stage that the command starts
     works under this lease. On a machine with several GPUs CUDA_VISIBLE_DEVICES says which.

@@ -29,7 +29,9 @@ def fetch(
     project: Project = Path(),
     root: Root = ROOT,
 ) -> None:
-    """Keep the rows of a pack's public set in the registry, so that evaluating needs no network.
+    """Keep the rows of a pack's public set in the registry.
+
+    Evaluating it then needs no network.
 
     registry pack fetch gsm8k mmlu
 
@@ -52,7 +54,7 @@ def fetch(
 
 @app.command()
 def ls(project: Project = Path(), root: Root = ROOT, json: Json = False) -> None:
-    """List the project's packs: their graders, and whether a public set is kept."""
+    """List the project's packs: graders, and public sets kept."""
     from registry import packs
 
     store = opened(root)

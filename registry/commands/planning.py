@@ -35,7 +35,9 @@ def plan(
     root: Root = ROOT,
     json: Json = False,
 ) -> None:
-    """Will it fit? Bytes by part in BF16 and block FP8, the cache, the least compression that fits, and training.
+    """Say whether a model fits a card, pruned, quantised, trained.
+
+    Bytes by part in BF16 and block FP8, the cache, the least compression that fits, and what fine-tuning takes.
 
     registry plan qwen3.6-35b-a3b --card 31.84 --context 32768 --sequences 4
 

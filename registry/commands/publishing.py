@@ -48,7 +48,9 @@ def push(
     root: Root = ROOT,
     json: Json = False,
 ) -> None:
-    """Send a candidate that has a Pass to the Hub or an OCI registry, with a model card, its lineage and its verdict.
+    """Send a candidate with a Pass to the Hub or an OCI registry.
+
+    With it go a model card, its lineage and its verdict.
 
     registry push v7b hf://me/v7b --private
 

@@ -49,7 +49,9 @@ def run(
     root: Root = ROOT,
     json: Json = False,
 ) -> int:
-    """Run recipes from first step to last. What is made already is found; a failed one does not stop the next.
+    """Run recipes from first step to last.
+
+    What is made already is found; a recipe that fails does not stop the next.
 
     Everything is checked before anything starts. Steps run in containers where an engine answers and the images are
     built (`make images`), else as processes of this machine. Ctrl-C ends the step and leaves nothing running; the same

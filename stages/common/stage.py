@@ -129,7 +129,10 @@ def main(
         ] = None,
         step: Annotated[
             int | None,
-            typer.Option(min=1, help="Which step, from 1; without it the last whose candidate is made already."),
+            typer.Option(
+                min=1,
+                help="Which of the recipe's steps, from 1; without it the last of this kind whose input is made.",
+            ),
         ] = None,
         candidate: Annotated[
             str | None, typer.Option(help="Start from this candidate instead of what the step before made.")
@@ -142,41 +145,40 @@ def main(
             Literal["auto", "cpu", "cuda"],
             typer.Option(envvar="SLUICE_DEVICE", help="Where tensors are computed; auto is CUDA where there is one."),
         ] = "auto",
-        prove_only: Annotated[bool, typer.Option("--prove-only", hidden=True)] = False,
+        prove_only: Annotated[
+            bool, typer.Option("--prove-only", help="Prove the server's parsers, and take no score.")
+        ] = False,
         preflight_only: Annotated[
             bool,
             typer.Option(
                 "--preflight",
-                help="Where a mix is read: begin nothing; say what is read, what it asks for, if it fits.",
+                help="Begin nothing: say what is read, what it asks of the machine, and whether it fits.",
             ),
         ] = False,
         freeze_only: Annotated[
             bool,
-            typer.Option("--freeze", help="Where a mix is read: fetch its rows into the registry, and begin nothing."),
+            typer.Option("--freeze", help="Begin nothing: fetch the rows of the mixes into the registry."),
         ] = False,
         rescore_only: Annotated[
             bool,
-            typer.Option(
-                "--rescore", help="Where answers are scored: score those that are kept again, and ask nothing."
-            ),
+            typer.Option("--rescore", help="Ask nothing: score the answers that are kept again."),
         ] = False,
         unsafe_local_execution: Annotated[
             bool,
             typer.Option(
                 "--unsafe-local-execution",
-                help="Where answers are scored: run code that the model wrote here, unsealed, if there is no verifier.",
+                help="Run code that the model wrote here, unsealed, as you, if there is no verifier.",
             ),
         ] = False,
         rehearse_only: Annotated[
             bool,
-            typer.Option(
-                "--rehearse", help="Where a model is trained: go the whole way with its first two layers, make nothing."
-            ),
+            typer.Option("--rehearse", help="Go the whole way with the model's first two layers; make nothing."),
         ] = False,
         wait: Wait = None,
         json: Annotated[bool, typer.Option("--json", help="With --preflight: as JSON, on a terminal too.")] = False,
     ) -> None:
         os.environ.update(devices.ORDER)  # before anything asks CUDA
+        os.environ["SLUICE_DEVICE"] = device  # for a server that the stage starts
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, _end_soon)
 
@@ -208,7 +210,13 @@ def main(
     command.__doc__ = teach
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command()(command)
-    sys.exit(app())
+    cli = typer.main.get_command(app)
+    needs = {"preflight_only": check, "json": check, "freeze_only": freeze, "rehearse_only": rehearse}
+    needs |= {"rescore_only": rescore, "unsafe_local_execution": rescore, "prove_only": prove}
+    for option in cli.params:
+        if option.name in needs and needs[option.name] is None:
+            option.hidden = True  # refused, should somebody state it
+    sys.exit(cli())
 
 
 def _preflight(check: Callable[[Job], Report], job: Job, *, as_json: bool) -> None:
@@ -251,11 +259,27 @@ def _job(
         )
     store = Store.open(root) if recipe_path else _with_toy(root, recipe)
     number = chosen_step(kind, recipe, step, candidate, store.names(), where=str(recipe_file))
-    source = store.candidate(candidate or recipe.input_of(number))
+    source = _source(store, recipe, number, candidate, str(recipe_file))
     makes = recipe.candidate_of(number) if kind in MAKES else source.name
     settings = recipe.steps[number].settings
     where = f"{recipe_file}, steps[{number}].{kind}"
     return Job(store, project, recipe, settings, source, makes, replace, where, device)
+
+
+def _source(store: Store, recipe: Recipe, number: int, candidate: str | None, recipe_file: str) -> Candidate:
+    """The candidate that step `number` starts from: the one that was named, or what the step before made.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    name = candidate or recipe.input_of(number)
+    if candidate is None and name not in (recipe.parent, *store.names()):
+        raise UsageError(
+            f"{name}, from which step {number + 1} starts, is not made yet",
+            where=recipe_file,
+            remedy=f"registry run {recipe_file} does all steps; or start from another: --candidate NAME",
+        )
+    return store.candidate(name)
 
 
 def _with_toy(root: Path, recipe: Recipe) -> Store:
@@ -289,7 +313,9 @@ def chosen_step(
             raise UsageError(f"step {step} is not a {kind} step", where=where, remedy=_steps(recipe))
         return step - 1
     if not of_kind:
-        raise UsageError(f"the recipe has no {kind} step", where=where, remedy=_steps(recipe))
+        raise UsageError(
+            f"the recipe has no {kind} step", where=where, remedy=f"name one that has: --recipe FILE ({_steps(recipe)})"
+        )
     wanted = [candidate] if candidate is not None else there
     ready = [index for index in of_kind if recipe.input_of(index) in wanted]
     chosen = ready[-1] if ready else of_kind[-1 if candidate is not None else 0]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gates.reports import Entry, Made, Overview, Report, Subject, page_of_all, render
+from gates.reports import Entry, Made, Overview, Part, Report, Subject, page_of_all, render
 from gates.reports.charts import around_zero, heat, tree
 from gates.reports.html import colour
 from gates.reports.words import visible
@@ -139,6 +139,51 @@ def test_a_drawing_has_every_manifest_once_below_its_parent(parents: list[int]):
     for row in rows:
         assert row.depth == (0 if row.made.parent is None else depth[row.made.parent] + 1)
         assert all(0 < column < row.depth for column in row.through)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            reports.story(reports.POLICY, {"toolcall": 63}, {"toolcall": 90}),
+            "Single items are not known on both sides.",
+        ),
+        (reports.report(chat_template="9" * 64), "No pack is compared, so no item is."),
+    ],
+)
+def test_why_no_item_is_shown_as_changed_is_said(said: Report, words: str):
+    assert words in _Markup(render(said, "html")).words
+
+
+def test_without_a_baseline_nothing_is_said_of_comparisons():
+    said = reports.report()
+    alone = said.model_copy(
+        update={
+            "verdict": said.verdict.model_copy(update={"baseline": None, "baseline_evidence": ()}),
+            "packs": tuple(
+                pack.model_copy(update={"whole": Part(score=50, interval=(40, 60), items=15, runs=1), "categories": ()})
+                for pack in said.packs
+            ),
+            "flips": (),
+        }
+    )
+    words = _Markup(render(alone, "html")).words
+    assert "There is no baseline to hold single items against." in words
+    assert "Holm" not in words
+
+
+def test_that_no_item_changed_is_said_of_the_packs_alone_whose_items_are_compared():
+    said = reports.report()
+    packs = [
+        pack
+        if pack.pack == "toolcall"
+        else pack.model_copy(update={"whole": pack.whole.model_copy(update={"paired": False})})
+        for pack in said.packs
+    ]
+    same = said.model_copy(update={"flips": (), "packs": tuple(packs)})
+    words = _Markup(render(same, "html")).words
+    assert "No item changed in toolcall; elsewhere single items are not compared." in words
+    assert "No item changed." in _Markup(render(said.model_copy(update={"flips": ()}), "html")).words
 
 
 def test_under_several_policies_the_worst_verdict_colours():

@@ -6,6 +6,7 @@ changing one of them.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import struct
@@ -151,6 +152,20 @@ def test_a_group_that_states_another_mean_is_kept_item_by_item_and_that_is_said(
     assert any("0.9" in note for note in found.notes)
 
 
+def test_groups_that_hold_each_other_in_any_number_end():
+    def tangled(run: Any) -> None:
+        layers = [[f"g{depth}_{each}" for each in range(12)] for depth in range(24)]
+        held = [*layers[1:], ["tiny_north", "tiny_south", "g0_0"]]
+        run["group_subtasks"] = {"tiny_group": layers[0]} | {
+            name: below for layer, below in zip(layers, held, strict=True) for name in layer
+        }
+
+    results, *samples = files("lm-eval-0.4.13-group")
+    assert one([changed(results, tangled), *samples]).totals == one([results, *samples]).totals
+    with pytest.raises(InvalidEvidence, match="hold each other"):
+        one([changed(results, lambda run: run.update(group_subtasks={"a": ["b"], "b": ["a"]}))], task="a")
+
+
 @pytest.mark.parametrize("folder", ["lm-eval-0.4.5", "lm-eval-0.4.13", "lm-eval-0.4.13-group"])
 def test_without_samples_the_totals_stand_alone(folder: str):
     with_rows, alone = read(files(folder)), read(files(folder, "results*"))
@@ -281,8 +296,93 @@ def test_samples_of_before_0_4_3_are_one_list_named_after_model_and_task():
     found = read([changed(results, older), *files_])
     assert [each.totals for each in found] == [each.totals for each in read([results, *samples])]
     assert all(each.conditions.dataset for each in found)
-    with pytest.raises(InvalidEvidence, match="how many items"):
+    with pytest.raises(UsageError, match="how many items") as error:
         read([changed(results, older)])
+    assert "--log_samples" in (error.value.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("metric", "aggregation"), [("bleu", "bleu"), ("chrf", "chrf"), ("bleu_max", "mean"), ("exact", None)]
+)
+def test_what_lm_eval_states_of_a_hundred_is_read_so_however_small_it_is(metric: str, aggregation: str | None):
+    """A BLEU of 0.34 is a third of a point in a hundred, and no third of all."""
+
+    def other(run: Any) -> None:
+        run["results"] = {"tiny_mc": {f"{metric},none": 0.34, "best_exact,none": 50.1}}
+        run["configs"] = {"tiny_mc": {"metric_list": [{"metric": metric, "aggregation": aggregation}]}}
+        if aggregation is None:
+            del run["configs"]["tiny_mc"]["metric_list"]
+        else:
+            del run["results"]["tiny_mc"]["best_exact,none"]
+        run["group_subtasks"] = {"tiny_mc": []}
+
+    found = one([changed(files("lm-eval-0.4.13", "results*")[0], other)])
+    assert found.totals.overall.points / found.totals.overall.of == pytest.approx(0.0034)
+
+
+def _perplexity_beside(more: dict[str, float]) -> Callable[[Any], None]:
+    def change(run: Any) -> None:
+        run["results"]["tiny_mc"] = {"word_perplexity,none": 5.7, **more}
+        run["higher_is_better"]["tiny_mc"] = {"word_perplexity": False, "acc": True}
+
+    return change
+
+
+def test_without_a_choice_a_task_is_judged_by_the_first_metric_of_which_more_is_better():
+    results, *_ = files("lm-eval-0.4.13", "results*")
+    _, found = read([changed(results, _perplexity_beside({"acc,none": 0.25}))])
+    assert found.recorded["metric"] == ["acc,none"]
+    with pytest.raises(UsageError, match="less is better") as error:
+        one([changed(results, _perplexity_beside({"acc,none": 0.25}))], task="tiny_mc", metric="word_perplexity")
+    assert "acc,none" in (error.value.remedy or "")
+
+
+@pytest.mark.parametrize("metric", ["bits_per_byte", "word_perplexity", "brier_score", "ter"])
+def test_less_that_is_better_is_never_a_score_whatever_the_results_say(metric: str):
+    """Before 0.4.3 they say nothing, and of ter they say that more is."""
+
+    def other(run: Any) -> None:
+        run["results"]["tiny_mc"] = {f"{metric},none": 0.14, "acc,none": 0.25}
+        run["higher_is_better"] = {"tiny_mc": {"ter": True}}
+
+    changed_ = changed(files("lm-eval-0.4.13", "results*")[0], other)
+    assert one([changed_], task="tiny_mc").recorded["metric"] == ["acc,none"]
+    with pytest.raises(UsageError, match="less is better"):
+        one([changed_], task="tiny_mc", metric=metric)
+
+
+def test_items_that_only_the_samples_count_are_counted_there():
+    """Before 0.4.3 nothing else does; a metric that is no mean of them still has that many."""
+
+    def older(run: Any) -> None:
+        del run["n-samples"]
+        run["configs"]["tiny_mc"]["metric_list"][0]["aggregation"] = "f1"
+
+    results, *samples = files("lm-eval-0.4.5")
+    found = one([changed(results, older), *samples], task="tiny_mc")
+    assert (found.rows, found.totals.overall.items) == (None, 4)
+
+
+def test_a_task_that_has_no_score_keeps_no_other_from_being_read_and_that_is_said():
+    results, *samples = files("lm-eval-0.4.13")
+    bare = changed(results, _perplexity_beside({}))
+    found = one([bare, *samples])
+    assert (found.pack, found.rows is not None) == ("tiny_gen", True)
+    assert any("tiny_mc is left out" in note for note in found.notes)
+    with pytest.raises(UsageError, match="less is better"):
+        read([bare], choice=Choice(task="tiny_mc"))
+
+
+def test_results_of_lm_eval_before_0_4_are_known_and_refused_with_what_to_do():
+    """Their form as 0.3 gives it; nothing in it says of how many items a score is."""
+    older = {
+        "results": {"arc_easy": {"acc": 0.5, "acc_stderr": 0.01}},
+        "versions": {"arc_easy": 0},
+        "config": {"model": "hf-causal", "model_args": "pretrained=x", "num_fewshot": 0, "limit": None},
+    }
+    with pytest.raises(UsageError, match=r"before 0\.4") as error:
+        read([Source("1b_step143000.json", json.dumps(older).encode())])
+    assert "--from totals" in (error.value.remedy or "")
 
 
 # Inspect
@@ -366,6 +466,52 @@ def test_a_log_without_samples_is_totals_alone():
     found = one([changed(files("inspect", "whole.json")[0], lambda log: log.pop("samples"))])
     assert found.rows is None
     assert (found.totals.overall.points, found.totals.overall.items) == (2, 2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), None, "absent"])
+def test_what_a_scorer_left_unscored_is_missing_if_the_log_counts_it_so(value: Any):
+    def unscored(log: Any) -> None:
+        judged = log["samples"][0]["scores"]
+        judged["match"].update(value=value)
+        if value == "absent":
+            del judged["match"]
+        log["results"]["scores"][0].update(scored_samples=1, unscored_samples=1)
+
+    [log] = files("inspect", "whole.json")
+    found = one([changed(log, unscored)])
+    assert sorted(row.outcome for row in found.rows or ()) == ["infra", "scored"]
+    assert any("got no score" in note for note in found.notes)
+    assert complaints(found) == ()
+    with pytest.raises(InvalidEvidence, match="no score"):
+        one([changed(changed(log, unscored), lambda log: log["results"]["scores"][0].update(scored_samples=2))])
+
+
+def test_a_log_of_before_scored_samples_were_counted_has_the_answers_that_came():
+    def older(log: Any) -> None:
+        del log["samples"]
+        for score in log["results"]["scores"]:
+            del score["scored_samples"], score["unscored_samples"]
+        log["results"].update(total_samples=4, completed_samples=2)
+
+    found = one([changed(files("inspect", "whole.json")[0], older)])
+    assert (found.totals.overall.items, found.totals.missing) == (2, 2)
+
+
+def test_logs_of_other_samples_of_one_dataset_never_meet():
+    [log] = files("inspect", "whole.json")
+    bare = changed(log, lambda log: log.pop("samples"))
+    part = changed(bare, lambda log: log["eval"]["dataset"].update(sample_ids=["s1"]))
+    assert one([bare]).conditions.pack != one([part]).conditions.pack
+
+
+def test_a_score_of_several_values_says_which_can_be_chosen():
+    def several(log: Any) -> None:
+        for sample in log["samples"]:
+            sample["scores"]["match"]["value"] = {"steps": 3, "solved": 1}
+
+    with pytest.raises(InvalidEvidence, match="steps, solved") as error:
+        one([changed(files("inspect", "whole.json")[0], several)])
+    assert "--metric" in (error.value.remedy or "")
 
 
 def test_a_task_that_is_not_in_a_log_is_refused():
@@ -535,6 +681,7 @@ def test_what_the_provider_got_wrong_is_missing():
     found = one([broken])
     assert points(found)["BF-02", 0] == (None, "infra")
     assert found.totals.missing == 1
+    assert found.notes == ("1 of 2 answers ended in an error: missing here, failed in BenchLocal",)
 
 
 @pytest.mark.parametrize(
@@ -619,7 +766,34 @@ def test_benchlocal_clis_result_is_read_with_its_conditions():
     }
     assert (found.conditions.thinking, found.conditions.max_tokens) == ("off", 4096)
     assert found.conditions.sampling == {"temperature": 0.6}
+    assert found.notes == (
+        "cli-40 is left out: it was not run (skipped)",
+        "2 of 6 answers ended in an error: missing here, failed in BenchLocal",
+    )
     assert complaints(found) == ()
+
+
+def test_a_part_of_a_pack_never_meets_the_whole():
+    def part(run: Any) -> None:
+        pack = run["packs"][0]
+        pack.update(scenarios=pack["scenarios"][:2], scenario_count=1, catalog_scenario_count=3, passed=2, total=2)
+
+    whole, some = one([cli_result()]), one([changed(cli_result(), part)])
+    assert evidence.incomparable(whole.conditions, some.conditions, totals_alone=True) == ["dataset"]
+    assert any("1 of the 3 scenarios" in note for note in some.notes)
+
+
+@pytest.mark.parametrize("status", ["silent", "contaminated"])
+def test_thinking_that_the_answers_belie_is_unknown(status: str):
+    doubted = changed(cli_result(), lambda run: run.update(thinking_validity={"toolcall-15": {"status": status}}))
+    found = one([doubted])
+    assert found.conditions.thinking is None
+    assert any(status in note for note in found.notes)
+
+
+def test_the_junk_that_probes_benchlocals_graders_is_no_evidence():
+    with pytest.raises(InvalidEvidence, match="junk"):
+        read([changed(cli_result(), lambda run: run.update(model="negative-control", endpoint="negative-control"))])
 
 
 # Totals
@@ -737,6 +911,28 @@ def test_json_that_is_torn_deep_or_double_is_refused(text: str):
     for tool in (None, *TOOLS):
         with pytest.raises(SluiceError):
             read([Source("results_1.json", text.encode())], tool=tool)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "Git LFS"),
+        (gzip.compress(b"{}"), "gzip"),
+        ("{}".encode("utf-16"), "UTF-16"),
+        (b" \n", "empty"),
+        (b'{"results": {}, "configs": {', "not readable as JSON"),
+    ],
+)
+def test_a_file_that_is_not_as_a_tool_wrote_it_is_told_by_what_it_is(data: bytes, said: str):
+    for tool in (None, "lm-eval", "evalplus"):
+        with pytest.raises(UsageError) as error:
+            read([Source("results_1.json", data)], tool=tool)
+        assert tool is not None or said in error.value.what
+
+
+def test_a_byte_order_mark_changes_nothing():
+    [log] = files("inspect", "whole.json")
+    assert read([Source(log.name, b"\xef\xbb\xbf" + log.data)]) == read([log])
 
 
 @pytest.mark.parametrize("folder", ["inspect", "evalplus", "lm-eval-0.4.13"])

@@ -140,6 +140,34 @@ def test_a_difference_lies_where_its_scale_says(look: Look):
     assert span["width"] / points == pytest.approx(27.4 - 4.8, abs=0.6)
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_curves_of_training_reach_from_the_first_step_to_the_last(look: Look, width: int):
+    drawing = look("report", width=width).locator("#training svg.losses[role=img]")
+    frame = drawing.bounding_box()
+    assert frame is not None
+    ends = (
+        "e => { const b = e.getBBox(), m = e.getScreenCTM(); return [b.x * m.a + m.e, (b.x + b.width) * m.a + m.e]; }"
+    )
+    for line in ("trained", "shipped"):
+        found = drawing.locator(f"polyline.{line}").evaluate(ends)
+        assert found == pytest.approx([frame["x"], frame["x"] + frame["width"]], abs=1)
+    marks = [box for each in drawing.locator("rect.shipped").all() if (box := each.bounding_box())]
+    ring = drawing.locator("circle.ships").bounding_box()
+    assert ring is not None
+    centres = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in (*marks, ring)]
+    assert centres[-1] == pytest.approx(centres[1], abs=1), "step 50 ships, the second that was measured"
+    assert [x for x, _ in centres[:-1]] == sorted(x for x, _ in centres[:-1])
+    assert centres[0][0] == pytest.approx(frame["x"], abs=1)
+    assert centres[-2][0] == pytest.approx(frame["x"] + frame["width"], abs=1)
+
+
+def test_what_was_measured_while_training_is_there_as_numbers_too(look: Look):
+    page = look("report")
+    page.get_by_text("What was measured").click()
+    row = page.locator("#training tr.whole")
+    assert row.inner_text().split() == ["50", "ships", "3.7600", "0.8500", "−2.9100", "10.0", "%", "50.0", "%"]  # noqa: RUF001
+
+
 def test_everything_can_be_reached_and_opened_by_keyboard_and_focus_is_seen(look: Look):
     page = look("report")
     page.keyboard.press("Tab")

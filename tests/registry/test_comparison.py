@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gates import canonical
-from registry import comparison
+from registry import commits, comparison
 from registry.history import Difference
 from registry.manifests import Inputs
 from registry.store import Candidate, Store
@@ -116,11 +116,10 @@ def test_a_step_that_one_of_them_lacks_is_shown_with_the_names_of_its_settings(s
         tiny.write_checkpoint(folder / "model", layers=1, experts=6, hidden=4, intermediate=4, tied=True)
         trained = store.commit("trained", inputs, folder / "model")
     rows = [line.split() for line in comparison.render(comparison.of(store, v3, trained)).splitlines()]
-    assert rows[1:6] == [
+    assert rows[1:5] == [
         ["train.batch_size", "-", "4"],
         ["train.lora.rank", "-", "16"],
-        ["train.reference.name", "-", "held-out"],
-        ["train.reference.rows", "-", "a" * 12],
+        ["train.reference", "-", "held-out", f"({'a' * 12})"],
         ["train.seed", "-", "7"],
     ]
 
@@ -129,3 +128,15 @@ def test_of_a_setting_with_parts_those_that_differ_are_shown():
     pair = ({"rank": 8, "alpha": 32}, {"rank": 16, "alpha": 32})
     found = comparison.Comparison("one", "two", [Difference("train.lora", "lora", *pair)], "", [], {}, [], None)
     assert [line.split() for line in comparison.render(found).splitlines()[1:]] == [["train.lora.rank", "8", "16"]]
+
+
+def test_of_a_training_that_changed_nothing_it_is_said_that_both_have_the_same_files(store, v3):
+    """As one does of which no step was better than none."""
+    inputs = Inputs(op="train", parent=v3.digest, settings={"experts": "nf4"}, seed=0, code="test-1")
+    idle = commits.assemble(store, "idle", inputs, v3.manifest.files)
+    found = comparison.of(store, v3, idle)
+    assert (found.conclusion, found.notes) == (
+        "isolates the training: nothing else differs",
+        ["v3 and idle have the same files, byte for byte: what differs has changed nothing"],
+    )
+    assert comparison.of(store, v3, store.candidate("v3")).notes == []

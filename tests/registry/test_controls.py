@@ -64,6 +64,27 @@ def test_the_control_of_two_trained_candidates_is_a_recipe_that_can_be_run():
     assert (settings.experts, settings.lora.rank, settings.seed) == ("nf4", 16, 0)
 
 
+def test_the_control_of_two_trainings_of_another_length_is_a_recipe_that_states_one_length():
+    cut = prune(QWEN.chain, "0.289", "v3")
+    left, right = side("a", train(cut, "sft", max_steps=20)), side("b", train(cut, "sft", epochs="2", experts="bf16"))
+    (missing,) = controls(left, right, [QWEN])
+    settings = parse(missing.recipe or "", Recipe, where="printed").steps[1].settings
+    assert (settings.experts, settings.max_steps) in {("bf16", 20), ("nf4", None)}
+    assert len(missing.tells) == 2
+
+
+def test_a_control_that_has_several_names_is_named_once():
+    again = side("again", V3RATIO.chain)
+    assert [each.name for each in controls(V3, MIX_A, [*STORY, V3RATIO, again])] == ["v3ratio"]
+
+
+def test_a_step_that_one_side_lacks_is_named_without_its_settings():
+    """They stand in the comparison."""
+    cut = prune(QWEN.chain, "0.289", "v3")
+    (there,) = controls(QWEN, side("sft", train(cut, "sft")), [QWEN, side("cut", cut)])
+    assert there.takes == "prune as sft; training as qwen3.6-35b-a3b: none"
+
+
 def test_one_difference_needs_no_control():
     assert controls(V3, V3RATIO, STORY) == []
     assert controls(V3, V3, STORY) == []

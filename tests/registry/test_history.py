@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from registry import history
 from registry.history import Chain, Difference, conclusion, differences, settings
-from tests.support.histories import base, derive, prune, quantize
+from tests.support.histories import base, derive, prune, quantize, train
 
 QWEN = base()
 V3 = quantize(prune(QWEN, "0.289", "v3"))
@@ -51,6 +51,56 @@ def test_what_can_be_concluded_from_a_comparison(left, right, concluded):
     assert conclusion(between(left, right)) == concluded
     back = conclusion(between(right, left))
     assert back == concluded
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "word"),
+    [
+        ({}, {"experts": "bf16"}, "precision of the frozen experts"),
+        ({"double_quantization": True}, {"experts": "bf16"}, "precision of the frozen experts"),
+        ({"double_quantization": True}, {"double_quantization": False}, "precision of the frozen experts"),
+        ({"max_steps": 20}, {"epochs": "1"}, "length of training"),
+        ({"max_steps": 20}, {"max_steps": 40}, "length of training"),
+        ({}, {"mix": "other"}, "training mix"),
+        ({}, {"reference": "other"}, "reference answers"),
+        ({}, {"lora": {"rank": 8}}, "LoRA settings"),
+        ({}, {"learning_rate": "0.1"}, "learning rate of training"),
+    ],
+)
+def test_one_decision_about_a_training_is_one_difference_however_many_settings_state_it(one, other, word):
+    cut = prune(QWEN, "0.289", "v3")
+    found = between(*(train(cut, given.pop("mix", "sft"), **given) for given in (dict(one), dict(other))))
+    assert [each.word for each in found] == [word]
+
+
+def test_with_experts_in_bf16_nothing_is_left_of_how_their_scales_would_be_quantised():
+    cut = prune(QWEN, "0.289", "v3")
+    one, other = (train(cut, "sft", experts="bf16", double_quantization=chosen) for chosen in (True, False))
+    assert between(one, other) == []
+
+
+def test_the_same_reference_answers_under_another_name_are_the_same():
+    cut = prune(QWEN, "0.289", "v3")
+    names = ({"name": name, "rows": "a" * 64} for name in ("held-out", "again"))
+    assert between(*(train(cut, "sft", reference=each) for each in names)) == []
+
+
+def test_what_a_step_did_is_told_without_what_the_steps_before_it_did():
+    chain = quantize(derive(train(prune(QWEN, "0.289", "v3"), "sft"), "chat_template.jinja", "v19"))
+    told = [history.told(chain, number) for number in range(len(chain))]
+    assert told[0] == {"quantisation": "fp8-block", "code revision": "quantize-1"}
+    assert list(told[1]) == ["chat template"]
+    assert told[2]["precision of the frozen experts"] == "nf4"
+    assert told[2]["LoRA settings"] == "rank 16, alpha 32, dropout 0"
+    assert told[2]["training mix"].startswith("sft (")
+    assert not told[2].keys() & {"depth", "mix", "criterion"}
+    assert told[3]["depth"] == "0.289 (183 of 256 experts)"
+    assert list(told[4]) == ["base model"]
+
+
+def test_of_the_second_prune_its_own_depth_is_told():
+    chain = prune(prune(QWEN, "0.289", "v3"), "0.5", "v3")
+    assert history.told(chain, 0)["depth"] == "0.5 (92 of 183 experts)"
 
 
 def test_a_difference_shows_the_depth_with_its_experts_and_the_mix_with_its_rows():

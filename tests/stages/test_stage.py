@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gates.errors import UsageError
 from registry.recipes import Recipe, read_recipe
+from registry.store import Store
 from stages.common import built
 from stages.common.stage import chosen_step
 
+PROJECT = Path(__file__).parents[2]
 EVALUATE_PARENT, PRUNE, EVALUATE_PRUNED, QUANTIZE, EVALUATE = 0, 1, 2, 4, 5
 RECIPE = """\
 name: mine
@@ -65,6 +69,29 @@ def test_a_step_that_the_recipe_has_not_is_refused_with_those_that_it_has(
     with pytest.raises(UsageError, match=kind) as caught:
         chosen_step(kind, recipe, step, None, [], where="here")
     assert "1 evaluate, 2 prune, 3 evaluate, 4 gate, 5 quantize, 6 evaluate" in str(caught.value)
+
+
+def _stage(kind: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"stages.{kind}", *words]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+def test_a_step_whose_input_is_not_made_yet_says_what_makes_it(tmp_path: Path) -> None:
+    Store.init(tmp_path)
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    done = _stage("quantize", "--root", str(tmp_path), "--recipe", str(tmp_path / "mine.yaml"))
+    assert done.returncode == 2
+    assert "mine.prune, from which step 5 starts, is not made yet" in done.stderr
+    assert f"registry run {tmp_path / 'mine.yaml'} does all steps" in done.stderr
+
+
+@pytest.mark.parametrize(("kind", "offered"), [("prune", ["--preflight", "--freeze"]), ("quantize", [])])
+def test_help_offers_what_the_stage_can_do_and_nothing_else(kind: str, offered: list[str]) -> None:
+    words = ["--preflight", "--freeze", "--rescore", "--unsafe-local-execution", "--rehearse", "--prove-only"]
+    shown = _stage(kind, "--help").stdout
+    assert "--device" in shown
+    options = shown.partition("Options:")[2]
+    assert [word for word in words if f"  {word} " in options] == offered
 
 
 def test_an_image_that_was_built_from_other_code_is_told_from_the_folder(project: Path, tmp_path: Path) -> None:

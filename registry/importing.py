@@ -14,10 +14,14 @@ from typing import Any
 from gates import canonical, evidence, importers
 from gates.errors import InvalidEvidence, UsageError
 from gates.importers import totals
+from gates.importers.lm_eval_conditions import TOOL as LM_EVAL
 from gates.importers.source import LARGEST, Choice, Imported, Source, known
 from gates.records import Evidence
-from registry import retractions
+from registry import output, retractions
 from registry.store import Candidate, Store
+
+_LONG = 2**26
+"""Bytes that take seconds to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +70,41 @@ def add(
     for record, rows, notes in records:
         digest = store.add_evidence(record, rows=rows, responses=b"", timings={})
         reason = gone[digest].reason if digest in gone else None
-        added.append(Added(digest, record, digest not in before, notes, reason))
+        named = _of_another(candidate, record.recorded)
+        added.append(Added(digest, record, digest not in before, (*named, *notes), reason))
         before.add(digest)
     return added
 
 
 def _read(path: Path) -> Source:
     try:
+        size = path.stat().st_size
         if path.is_dir():
             raise UsageError(
                 "this is a folder", where=str(path), remedy=f"name the files in it: {path}/results_*.json, for instance"
             )
-        if path.stat().st_size > LARGEST:
+        if not path.is_file():  # a pipe may wait for ever, and /dev/zero has no end
+            raise UsageError("this is no regular file", where=str(path), remedy="write it into a file first")
+        if size > LARGEST:
             raise UsageError(
                 f"this is larger than {LARGEST >> 30} GiB", where=str(path), remedy="no result is so large"
             )
+        if size > _LONG:
+            output.hint(f"reading {path.name}, {size >> 20} MiB")
         return Source(path.name, path.read_bytes())
     except OSError as error:
         raise UsageError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
+
+
+def _of_another(candidate: Candidate, recorded: Mapping[str, Any]) -> list[str]:
+    """A word to whoever gave the wrong file, where the model that it names does not look like the candidate."""
+    said = recorded.get("model_name") if recorded.get("tool") == LM_EVAL else recorded.get("model")
+    if not isinstance(said, str) or not said:
+        return []
+    own, *parts = (re.sub("[^a-z0-9]", "", each.lower()) for each in (candidate.name, *said.split("/")))
+    if any(own in part or (len(part) > 2 and part in own) for part in parts):
+        return []
+    return [f"the file says that it is of the model {said}; see that this is {candidate.name}"]
 
 
 def _named(found: Sequence[Imported], pack: str) -> list[Imported]:

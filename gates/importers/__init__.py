@@ -17,7 +17,7 @@ from types import ModuleType
 
 from gates.errors import InvalidEvidence, UsageError
 from gates.importers import benchlocal, evalplus, inspect_ai, lm_eval, totals
-from gates.importers.source import Choice, Imported, Source, one_of
+from gates.importers.source import AS_WRITTEN, Choice, Imported, Source, first_letter, one_of, parsed, unwrapped
 
 _IMPORTERS: tuple[ModuleType, ...] = (lm_eval, inspect_ai, benchlocal, evalplus, totals)
 
@@ -40,6 +40,8 @@ def read(files: Sequence[Source], *, tool: str | None = None, choice: Choice | N
     """
     if not files:
         raise UsageError("there is no file to read", remedy="registry evidence add NAME FILE…")
+    for file in files:
+        unwrapped(file)
     found = TOOLS.get(tool) if tool is not None else _recognised(files)
     if found is None:
         raise UsageError(f"there is no importer {tool!r}", remedy=f"choose from {', '.join(TOOLS)}")
@@ -58,8 +60,10 @@ def read(files: Sequence[Source], *, tool: str | None = None, choice: Choice | N
         raise InvalidEvidence(
             f"this is not as {found.TOOL} writes it: {type(error).__name__}, {error}",
             where=", ".join(file.name for file in files[:4]),
-            remedy="nothing was added; give the file as the tool wrote it",
+            remedy=AS_WRITTEN,
         ) from None
+    finally:
+        parsed.cache_clear()
     if choice.task is None or found is lm_eval:  # which also takes a task out of a group
         return imported
     wanted = one_of(choice.task, dict.fromkeys(each.pack for each in imported), what="task", where=files[0].name)
@@ -70,6 +74,9 @@ def _recognised(files: Sequence[Source]) -> ModuleType:
     for importer in _IMPORTERS:
         if importer.recognises(files):
             return importer
+    for file in files:
+        if first_letter(file) == b"{" and not file.name.endswith(".jsonl"):
+            parsed(file)  # says what keeps it from being JSON
     raise UsageError(
         "this is no result of a tool that is known",
         where=", ".join(file.name for file in files[:4]),

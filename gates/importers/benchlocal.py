@@ -1,16 +1,17 @@
 """BenchLocal: summary.json of the app, and the result file of benchlocal-cli.
 
 The app's summary holds several models (--model) and one pack; benchlocal-cli's holds one model and several packs. What
-the provider or the bench itself got wrong is missing. The app states the categories' scores and not which scenario is
-in which, and weighs them into a total of its own: where that is not the mean of the scenarios, the totals it states
-are kept alone, for they are what people know as the pack's score. Read from the source of both (protocol 1, schema 1);
-no run of the app was at hand.
+the provider or the bench itself got wrong is missing, where both count it as failed. The app states the categories'
+scores and not which scenario is in which, and weighs them into a total of its own: where that is not the mean of the
+scenarios, the totals it states are kept alone, for they are what people know as the pack's score. Read from what
+benchlocal-cli 0.9.9 wrote, and from the source of the app (protocol 1); no run of the app was at hand.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gates.errors import SluiceError, UsageError
@@ -105,12 +106,9 @@ def _scenario(given: Any, where: str) -> Row:
         source.refuse(f"{status!r} is none of {', '.join(_SHARES)}", f"{where}, status")
     if result.get("errorType"):
         return source.row(item, None, outcome="infra")
-    if result.get("score") is None:
-        return source.row(item, _SHARES[status], outcome="scored")
-    score = result["score"]
-    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 100:
-        source.refuse(f"{score!r} is no score from 0 to 100", f"{where}, score")
-    return source.row(item, score / 100, outcome="scored")
+    score = result.get("score")
+    points = _SHARES[status] if score is None else source.share(score, where=f"{where}, score", whole=100)
+    return source.row(item, points, outcome="scored")
 
 
 def _check_ids(rows: Sequence[Row], where: str) -> None:
@@ -127,19 +125,24 @@ def _judged(
     """The rows and their sums; or, where the pack weighs its scenarios, the stated totals alone."""
     if stated is None:
         return totals(rows), tuple(rows), ["the summary states no total: that of its scenarios is kept"]
-    total = 100 * source.share(_hundredth(stated.get("totalScore")), where=f"{where}, totalScore")
+    total = 100 * source.share(stated.get("totalScore"), where=f"{where}, totalScore", whole=100)
     mean = 100 * math.fsum(row.points or 0 for row in rows) / len(rows)
     if abs(total - mean) <= _ROUNDED:
-        return totals(rows), tuple(rows), []
+        return totals(rows), tuple(rows), _errors(rows)
     if any(row.outcome == "infra" for row in rows):
-        source.refuse("some scenarios ended in an error, and the stated total is not the mean of the others", where)
+        source.refuse(
+            "some scenarios ended in an error, and the stated total is not the mean of all",
+            where,
+            remedy="run those again in BenchLocal, and give its summary.json then",
+        )
     overall = Score(points=total, of=100, items=len(rows))
     note = f"totals alone: the stated total is {total:g}, and the mean of the scenarios {mean:.1f}"
     return Totals(overall=overall, categories={}, missing=0), None, [note]
 
 
-def _hundredth(value: Any) -> Any:
-    return value / 100 if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _errors(rows: Sequence[Row]) -> list[str]:
+    count = sum(row.outcome == "infra" for row in rows)
+    return [f"{count} of {len(rows)} answers ended in an error: missing here, failed in BenchLocal"] if count else []
 
 
 def _categories(stated: Mapping[str, Any] | None, where: str) -> dict[str, float]:
@@ -149,7 +152,7 @@ def _categories(stated: Mapping[str, Any] | None, where: str) -> dict[str, float
         place = f"{where}, categories[{number}]"
         category = source.table(each, where=place)
         name = source.text(category.get("id"), where=f"{place}, id")
-        found[name] = 100 * source.share(_hundredth(category.get("score")), where=f"{place}, score")
+        found[name] = 100 * source.share(category.get("score"), where=f"{place}, score", whole=100)
     return found
 
 
@@ -158,16 +161,20 @@ def _run(file: Source, choice: Choice) -> list[Imported]:
     where = file.name
     if choice.model is not None:
         source.one_of(choice.model, [str(run.get("model"))], what="model", where=where)
+    if "negative-control" in (run.get("model"), run.get("endpoint")):
+        source.refuse("these are junk answers that probed the graders (--negative-control)", f"{where}, model")
     packs = source.listed(run.get("packs"), where=f"{where}, packs")
-    found = []
+    found, left = [], []
     for number, each in enumerate(packs):
         place = f"{where}, packs[{number}]"
         pack = source.table(each, where=place)
         if not pack.get("skipped") and pack.get("scenarios"):
             found.append(_pack(run, pack, place))
+        else:
+            left.append(f"{pack.get('pack_id')} is left out: it was not run ({pack.get('status') or 'skipped'})")
     if not found:
         raise UsageError("no pack here has scenarios", where=f"{where}, packs", remedy="run the packs first")
-    return found
+    return [replace(found[0], notes=(*left, *found[0].notes)), *found[1:]]
 
 
 def _pack(run: Mapping[str, Any], pack: Mapping[str, Any], where: str) -> Imported:
@@ -184,25 +191,47 @@ def _pack(run: Mapping[str, Any], pack: Mapping[str, Any], where: str) -> Import
     one = next(iter(sampling.values())) if len(sampling) == 1 else None
     said = dict(one) if isinstance(one, dict) else {}
     limit = said.pop("max_tokens", None)
-    thinking = pack.get("thinking_enabled")
+    thinking, doubt = _thinking(run, pack, name)
+    scenarios = zip(rows, (each for each, _ in asked), strict=True)
     return Imported(
         pack=source.pack_name(name),
         conditions=source.known(
             sampling=source.settings(said) if "temperature" in said else None,
-            thinking=("on" if thinking else "off") if isinstance(thinking, bool) else None,
+            thinking=thinking,
             pack=source.identity(
                 TOOL, name, pack.get("version"), run.get("thinking_control"), run.get("reasoning_effort")
             ),
             grader=source.identity(TOOL, run.get("runner_version"), name, pack.get("upstream_commit")),
+            dataset=source.identity(TOOL, {row.item: each.get("raw_scenario") for row, each in scenarios}),
             max_tokens=limit if type(limit) is int and limit > 0 else None,
         ),
         totals=totals(rows),
         rows=tuple(rows),
         repeats=repeats,
+        notes=(*_part(pack, rows), *doubt, *_errors(rows)),
         recorded=source.plain(
             {"tool": "benchlocal-cli", "tool_version": run.get("runner_version"), "model": run.get("model")}
         ),
     )
+
+
+def _thinking(run: Mapping[str, Any], pack: Mapping[str, Any], name: str) -> tuple[str | None, list[str]]:
+    """As it was asked for; unknown where the answers say otherwise, which benchlocal-cli looks at."""
+    thinking = pack.get("thinking_enabled")
+    if not isinstance(thinking, bool):
+        return None, []
+    observed = run.get("thinking_validity")
+    seen = observed.get(name) if isinstance(observed, dict) else None
+    status = seen.get("status", "ok") if isinstance(seen, dict) else "ok"
+    asked = "on" if thinking else "off"
+    if status != "ok":
+        return None, [f"{name}: thinking was to be {asked}, and the answers say otherwise ({status}): unknown"]
+    return asked, []
+
+
+def _part(pack: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    whole, items = pack.get("catalog_scenario_count"), len({row.item for row in rows})
+    return [f"{items} of the {whole} scenarios of the pack were run"] if whole is not None and whole != items else []
 
 
 def _asked(scenario: Mapping[str, Any], where: str) -> Row:

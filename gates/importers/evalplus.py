@@ -1,8 +1,8 @@
 """EvalPlus: *_eval_results.json of humaneval and mbpp.
 
 Without --metric a solution counts if it passes the base and the extra tests (`plus`, or `base` where only those were
-run); `--metric base` counts the base tests alone. Each solution of a task is a repeat. Read from what 0.3.1 wrote; in
-files of 0.1 each solution is a list.
+run); `--metric base` counts the base tests alone. Each solution of a task is a repeat. Read from what 0.2 and 0.3
+wrote; in files of 0.1 each solution is a list.
 """
 
 from __future__ import annotations
@@ -130,7 +130,11 @@ def _repeats(solved: Mapping[str, Sequence[Solution]], where: str) -> int:
     most = max(counts.values())
     if fewer := [task for task, count in counts.items() if count != most]:
         task = fewer[0]
-        source.refuse(f"{counts[task]} of {most} solutions are there", f"{where}, eval, {task}")
+        source.refuse(
+            f"{counts[task]} of {most} solutions are there, the most that a task has",
+            f"{where}, eval, {task}",
+            remedy=f"give each task as many solutions, and evaluate again; or {source.SAY}",
+        )
     if most == 0:
         source.refuse("there are no solutions in it", f"{where}, eval")
     return most

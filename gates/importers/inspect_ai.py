@@ -1,8 +1,8 @@
 """Inspect: logs of version 2, .eval (a zip) and .json.
 
 A log is one pack, an epoch a repeat. Without --metric it is judged by the first score of its results; `--metric NAME`
-is a score's name there. A sample that ended in an error is missing; one that met a limit scores 0. Read from what
-inspect_ai 0.3.285 wrote.
+is a score's name there. A sample that ended in an error, or that its scorer left unscored, is missing; one that met a
+limit scores 0. Read from what inspect_ai 0.3.23 to 0.3.285 wrote.
 """
 
 from __future__ import annotations
@@ -10,43 +10,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gates.errors import UsageError
 from gates.evidence import totals
 from gates.importers import source
+from gates.importers.inspect_conditions import TOOL as TOOL
+from gates.importers.inspect_conditions import Metric, conditions, generation, recorded
 from gates.importers.inspect_log import is_log, opened
-from gates.importers.source import Choice, Imported, Source
+from gates.importers.source import SAY, Choice, Imported, Source
 from gates.records import Row, Totals
 
-TOOL = "inspect"
-
-_ENGINES = {"vllm": "vllm", "sglang": "sglang", "hf": "transformers"}
-"""Providers that run the model themselves. Behind the others is a server of which nothing is stated."""
 _WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 """As Inspect's own value_to_float reads them."""
-_NOT_SAMPLING = {
-    "adaptive_connections",
-    "attempt_timeout",
-    "batch",
-    "cache",
-    "max_connections",
-    "max_retries",
-    "max_tokens",
-    "system_message",
-    "timeout",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Metric:
-    """`name` of the scorer's value that is read, its `key` where the value is a table, and the mean that is stated."""
-
-    name: str
-    key: str | None
-    entry: Mapping[str, Any]
-    stated: float | None
 
 
 def recognises(files: Sequence[Source]) -> bool:
@@ -72,20 +48,20 @@ def _log(file: Source, choice: Choice) -> Imported:
     about = source.table(header.get("eval"), where=f"{where}, eval")
     metric = _metric(header, choice.metric, where)
     name = source.text(about.get("task"), where=f"{where}, eval.task")
-    config = _generation(header, about)
+    config = generation(header, about)
     rows, contents, notes = _rows(header, about, samples, metric, where)
     return Imported(
         pack=source.pack_name(name.rpartition("/")[2]),
-        conditions=_conditions(header, about, config, metric, contents),
-        totals=totals(rows) if rows else _totals_alone(metric, where),
+        conditions=conditions(header, about, config, metric, contents),
+        totals=totals(rows) if rows else _totals_alone(header, about, metric, where),
         rows=tuple(rows) or None,
         repeats=_epochs(about, where) if rows else 1,
-        recorded=_recorded(header, about, config, metric),
+        recorded=recorded(header, about, config, metric),
         notes=tuple(notes),
     )
 
 
-def _metric(header: Mapping[str, Any], chosen: str | None, where: str) -> _Metric:
+def _metric(header: Mapping[str, Any], chosen: str | None, where: str) -> Metric:
     results = header.get("results")
     if not isinstance(results, dict) or not results.get("scores"):
         raise UsageError(
@@ -104,13 +80,18 @@ def _metric(header: Mapping[str, Any], chosen: str | None, where: str) -> _Metri
     metrics = source.table(entry.get("metrics") or {}, where=f"{where}, results.scores, {wanted}, metrics")
     stated = next((metrics[each] for each in ("accuracy", "mean") if each in metrics), None)
     field = f"{where}, results.scores, {wanted}"
+    rest = ", ".join(each for each in dict.fromkeys(names) if each != wanted)
+    others = f"choose with --metric from: {rest}" if rest else f"have its scorer give scores from 0 to 1; or {SAY}"
     reducer = entry.get("reducer") or "mean"
+    why = "the log states no mean of this score" if reducer == "mean" else f"the log makes {reducer} of its epochs"
     value = stated.get("value") if isinstance(stated, dict) and reducer == "mean" else None
-    return _Metric(
+    return Metric(
         name=str(scorer),
         key=wanted if scorer != wanted else None,
         entry=entry,
-        stated=None if value is None else source.share(value, where=field),
+        stated=None if value is None else source.share(value, where=field, remedy=others),
+        unstated=why,
+        others=others,
     )
 
 
@@ -118,7 +99,7 @@ def _rows(
     header: Mapping[str, Any],
     about: Mapping[str, Any],
     samples: Iterator[tuple[str, Any]],
-    metric: _Metric,
+    metric: Metric,
     where: str,
 ) -> tuple[list[Row], str | None, list[str]]:
     """The rows, in the order of items and epochs; the digest of what was asked; notes."""
@@ -126,6 +107,7 @@ def _rows(
     rows: dict[tuple[str, int], Row] = {}
     counted: dict[str, list[float]] = defaultdict(list)
     asked: dict[str, str] = {}
+    unscored = []
     cut = 0.0
     for place, sample in samples:
         item = _id(source.table(sample, where=place).get("id"), f"{place}, id")
@@ -138,17 +120,23 @@ def _rows(
         if value is not None:
             counted[item].append(value)
             cut += value - (rows[item, epoch].points or 0)
+        elif not sample.get("error"):
+            unscored.append(f"{place}, scores.{metric.key or metric.name}.value")
         content = source.identity(_content(sample.get("input")), sample.get("target"), sample.get("choices"))
         if asked.setdefault(item, content) != content:
             source.refuse(f"the sample {item} is another one in another epoch", f"{place}, input")
     if not rows:
         return [], None, ["totals alone, for the log has no samples"]
     notes = []
+    if unscored:
+        if metric.entry.get("scored_samples") != len(counted):
+            source.refuse(f"it has no score {metric.key or metric.name}", unscored[0])
+        notes.append(f"{len(unscored)} samples got no score, as the log itself counts them: missing")
     if metric.stated is not None and counted:
         found = math.fsum(math.fsum(each) / len(each) for each in counted.values()) / len(counted)
         source.agree(metric.stated, found, where=f"{where}, results.scores, {metric.key or metric.name}")
     elif metric.stated is None:
-        notes.append("the log states no mean of this score: its rows are kept as they are")
+        notes.append(f"{metric.unstated}: each answer counts as it is")
     if cut:
         notes.append(f"samples that met a limit score 0 here; the log gives them {cut:g} points in all")
     absent = _absent(about, rows, epochs, where)
@@ -161,7 +149,7 @@ def _rows(
     return source.of_one_category(rows[key] for key in sorted(rows)), source.identity(asked), notes
 
 
-def _row(sample: Mapping[str, Any], item: str, epoch: int, metric: _Metric, where: str) -> tuple[Row, float | None]:
+def _row(sample: Mapping[str, Any], item: str, epoch: int, metric: Metric, where: str) -> tuple[Row, float | None]:
     """The row, and what the log itself gives the sample."""
     given = source.table(sample.get("metadata") or {}, where=f"{where}, metadata").get("category")
     about: dict[str, Any] = {
@@ -175,23 +163,26 @@ def _row(sample: Mapping[str, Any], item: str, epoch: int, metric: _Metric, wher
     value = None
     name, key = (metric.key, None) if metric.key in scores else (metric.name, metric.key)
     if name in scores and not sample.get("error"):
-        value = _value(scores[name], key, f"{where}, scores.{name}.value")
+        value = _value(scores[name], key, f"{where}, scores.{name}.value", metric.others)
     if stopped:
         return source.row(item, None, outcome="infra", **about), value
     if limit:
         return source.row(item, 0, outcome="truncated", **about), value
     if value is None:
-        source.refuse(f"it has no score {metric.key or metric.name}", f"{where}, scores")
+        return source.row(item, None, outcome="infra", **about), None
     ended = "truncated" if value == 0 and _stop(sample) in ("max_tokens", "model_length") else "scored"
     return source.row(item, value, outcome=ended, **about), value
 
 
-def _value(score: Any, key: str | None, where: str) -> float:
+def _value(score: Any, key: str | None, where: str, others: str) -> float | None:
+    """None where the scorer found that it cannot tell, which Inspect writes as NaN, and before that as nothing."""
     value = source.table(score, where=where).get("value")
     if isinstance(value, dict):
         if key is None or key not in value:
-            source.refuse(f"it holds {', '.join(map(str, value))}; choose one with --metric", where)
+            source.refuse(f"it holds several: {', '.join(map(str, value))}", where, remedy=others)
         value, where = value[key], f"{where}.{key}"
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
     return source.share(_number(value, where) if isinstance(value, str) else value, where=where)
 
 
@@ -251,86 +242,19 @@ def _epochs(about: Mapping[str, Any], where: str) -> int:
     return source.count(config.get("epochs") or 1, where=f"{where}, eval.config.epochs", least=1)
 
 
-def _totals_alone(metric: _Metric, where: str) -> Totals:
+def _totals_alone(header: Mapping[str, Any], about: Mapping[str, Any], metric: Metric, where: str) -> Totals:
+    """The stated mean. Before it counted what it scored, Inspect counted the answers that were not errors."""
     field = f"{where}, results.scores, {metric.key or metric.name}"
     if metric.stated is None:
         source.refuse("there are neither samples nor a mean", field)
-    items = source.count(metric.entry.get("scored_samples"), where=f"{field}, scored_samples", least=1)
-    unscored = source.count(metric.entry.get("unscored_samples") or 0, where=f"{field}, unscored_samples")
-    overall = source.score(metric.stated, items)
-    return Totals(overall=overall, categories={"all": overall}, missing=unscored)
-
-
-def _generation(header: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """How answers were drawn: the model's own settings, over which the task's go."""
-    plan = header.get("plan")
-    own = about.get("model_generate_config")
-    of_task = plan.get("config") if isinstance(plan, dict) else None
-    merged = {**(own if isinstance(own, dict) else {}), **(of_task if isinstance(of_task, dict) else {})}
-    return {name: value for name, value in merged.items() if value is not None}
-
-
-def _conditions(
-    header: Mapping[str, Any],
-    about: Mapping[str, Any],
-    config: Mapping[str, Any],
-    metric: _Metric,
-    contents: str | None,
-) -> Any:
-    engine = _ENGINES.get(str(about.get("model")).partition("/")[0])
-    arguments = about.get("model_args") if isinstance(about.get("model_args"), dict) else {}
-    plan = header.get("plan") if isinstance(header.get("plan"), dict) else {}
-    sampling = source.settings({name: value for name, value in config.items() if name not in _NOT_SAMPLING})
-    limits = source.table(about.get("config") or {}, where="eval.config")
-    return source.known(
-        engine=engine,
-        server_flags=source.flags(arguments or {}) if engine is not None else None,
-        sampling=sampling if "temperature" in config else None,  # otherwise the server's own, which nobody states
-        thinking=_thinking(config),
-        pack=source.identity(
-            TOOL,
-            [about.get(field) for field in ("task", "task_version", "task_args")],
-            [
-                [step.get("solver"), step.get("params")]
-                for step in (plan or {}).get("steps") or []
-                if isinstance(step, dict)
-            ],
-            {name: value for name, value in limits.items() if name.endswith("_limit")},
-            config.get("system_message"),
-        ),
-        grader=source.identity(
-            TOOL, about.get("packages"), metric.name, metric.key, _scorer(about, metric), metric.entry.get("params")
-        ),
-        dataset=contents,
-        **source.served(arguments or {}),
-        max_tokens=config["max_tokens"] if type(config.get("max_tokens")) is int else None,
+    results = source.table(header.get("results"), where=f"{where}, results")
+    every, done = (
+        source.count(results.get(each) or 0, where=f"{where}, results.{each}")
+        for each in ("total_samples", "completed_samples")
     )
-
-
-def _scorer(about: Mapping[str, Any], metric: _Metric) -> Any:
-    every = about.get("scorers") if isinstance(about.get("scorers"), list) else []
-    found = [each for each in every or [] if isinstance(each, dict) and each.get("name") == metric.name]
-    return found[0].get("options") if found else None
-
-
-def _thinking(config: Mapping[str, Any]) -> str | None:
-    body = config.get("extra_body")
-    given = body.get("chat_template_kwargs") if isinstance(body, dict) else None
-    enabled = given.get("enable_thinking") if isinstance(given, dict) else None
-    return ("on" if enabled else "off") if isinstance(enabled, bool) else None
-
-
-def _recorded(
-    header: Mapping[str, Any], about: Mapping[str, Any], config: Mapping[str, Any], metric: _Metric
-) -> dict[str, Any]:
-    packages = about.get("packages")
-    said = {
-        "tool": TOOL,
-        "tool_version": packages.get("inspect_ai") if isinstance(packages, dict) else None,
-        "model": about.get("model"),
-        "metric": metric.key or metric.name,
-        "status": header.get("status"),
-        "task_version": about.get("task_version"),
-        "seed": config.get("seed"),
-    }
-    return {name: source.plain(value) for name, value in said.items() if value is not None}
+    epochs = _epochs(about, where)
+    scored, unscored = metric.entry.get("scored_samples"), metric.entry.get("unscored_samples") or 0
+    items = source.count(done // epochs if scored is None else scored, where=f"{field}, scored_samples", least=1)
+    missing = max(0, every - done) // epochs + source.count(unscored, where=f"{field}, unscored_samples")
+    overall = source.score(metric.stated, items)
+    return Totals(overall=overall, categories={"all": overall}, missing=missing)

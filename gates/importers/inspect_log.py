@@ -42,8 +42,7 @@ def opened(file: Source) -> tuple[dict[str, Any], Iterator[tuple[str, Any]]]:
 
 def _text(file: Source) -> tuple[dict[str, Any], Iterator[tuple[str, Any]]]:
     header = source.parsed(file)
-    samples = header.pop("samples", None) or []
-    listed = source.listed(samples, where=f"{file.name}, samples")
+    listed = source.listed(header.get("samples") or [], where=f"{file.name}, samples")
     return header, ((f"{file.name}, samples[{number}]", each) for number, each in enumerate(listed))
 
 

@@ -28,13 +28,17 @@ _SAMPLED = {"generate_until", "generate"}
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task of a results file: its metric, the mean of it over so many items, and its samples if they are there."""
+    """One task of a results file: its metric, the mean of it over so many items, and its samples if they are there.
+
+    `whole` is what a full score is in the file; `stated` is a share of it.
+    """
 
     name: str
     metric: str
     filter: str
     filters: tuple[str, ...]
     averaged: bool
+    whole: int
     stated: float
     items: int
     samples: Source | None

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -69,9 +70,11 @@ class Imported:
         return b"".join(row.to_bytes() + b"\n" for row in self.rows or ())
 
 
+@lru_cache(maxsize=8)
 def parsed(source: Source) -> dict[str, Any]:
-    """The JSON object that a file holds. NaN is let through, for some tools write it where nobody looks: `share` and
-    `count` refuse it.
+    """The JSON object that a file holds, to be read and not changed: it is kept, since each importer asks.
+
+    NaN is let through, for some tools write it where nobody looks: `share` and `count` refuse it.
 
     Raises:
         UsageError: it is not one JSON object, whole.
@@ -80,6 +83,11 @@ def parsed(source: Source) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError("this is no JSON object", where=source.name, remedy=WRONG_FILE)
     return value
+
+
+def first_letter(source: Source) -> bytes:
+    """The first byte that says something; none of an empty file."""
+    return source.data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
 
 
 def value_of(data: bytes, *, where: str) -> Any:
@@ -99,18 +107,44 @@ def value_of(data: bytes, *, where: str) -> Any:
 
 WRONG_FILE = "give the file as the tool wrote it, whole; --from says which tool that was"
 
+AS_WRITTEN = "nothing was added; give the file as the tool wrote it"
 
-def share(value: Any, *, where: str) -> float:
-    """A score from 0 to 1, from a number or a truth.
+SAY = "write the scores, each with the number of its items, into a YAML file (--from totals)"
+"""What remains where a file does not say enough."""
+
+_WRAPPED = {
+    b"version https://git-lfs": ("Git LFS keeps this file elsewhere, and this only points to it", "git lfs pull"),
+    b"\x1f\x8b": ("this is compressed with gzip", "gunzip it"),
+    b"\x28\xb5\x2f\xfd": ("this is compressed with Zstandard", "unzstd it"),
+    b"\xff\xfe": ("this is UTF-16", "save it as UTF-8"),
+    b"\xfe\xff": ("this is UTF-16", "save it as UTF-8"),
+}
+"""How a file begins that was wrapped up after a tool wrote it, what that is, and what undoes it."""
+
+
+def unwrapped(file: Source) -> None:
+    """
+    Raises:
+        UsageError: `file` is not as a tool wrote it, but packed, in another encoding, or not there at all.
+    """
+    if not file.data or file.data.isspace():
+        raise UsageError("this file is empty", where=file.name, remedy=WRONG_FILE)
+    for start, (what, remedy) in _WRAPPED.items():
+        if file.data.startswith(start):
+            raise UsageError(what, where=file.name, remedy=f"{remedy}, and give the file that it is then")
+
+
+def share(value: Any, *, where: str, whole: int = 1, remedy: str = AS_WRITTEN) -> float:
+    """A score from 0 to `whole`, from a number or a truth, as a share of it.
 
     Raises:
         InvalidEvidence: it is none.
     """
     if not isinstance(value, bool | int | float):
-        refuse(f"{_shown(value)} is no score", where)
-    if not 0 <= value <= 1:  # NaN is not either
-        refuse(f"{_shown(value)} is no score from 0 to 1", where)
-    return float(value)
+        refuse(f"{_shown(value)} is no score", where, remedy=remedy)
+    if not 0 <= value <= whole:  # NaN is not either
+        refuse(f"{_shown(value)} is no score from 0 to {whole}", where, remedy=remedy)
+    return float(value) / whole
 
 
 def count(value: Any, *, where: str, least: int = 0) -> int:
@@ -156,8 +190,8 @@ def text(value: Any, *, where: str) -> str:
     return str(value)
 
 
-def refuse(what: str, where: str) -> NoReturn:
-    raise InvalidEvidence(what, where=where, remedy="nothing was added; give the file as the tool wrote it")
+def refuse(what: str, where: str, *, remedy: str = AS_WRITTEN) -> NoReturn:
+    raise InvalidEvidence(what, where=where, remedy=remedy)
 
 
 def agree(stated: float, found: float, *, where: str, within: float = 1e-6) -> None:

@@ -81,7 +81,8 @@ class TotalsFile(Strict):
 
 def recognises(files: Sequence[Source]) -> bool:
     return all(
-        each.data.lstrip()[:1] not in (b"{", b"[") and re.search(rb"(?m)^scores\s*:", each.data) for each in files
+        source.first_letter(each) not in (b"{", b"[") and re.search(rb"(?m)^(\xef\xbb\xbf)?scores\s*:", each.data)
+        for each in files
     )
 
 
@@ -111,7 +112,7 @@ def stated(field: str, text: str) -> Any:
 
 def _file(file: Source) -> list[Imported]:
     try:
-        written = file.data.decode("utf-8")
+        written = file.data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError("it is not UTF-8 text", where=file.name, remedy=source.WRONG_FILE) from None
     given = parse(written, TotalsFile, where=file.name)

@@ -157,7 +157,7 @@ def evidence_add(
     ] = None,
     pack: Annotated[str | None, typer.Option(help="The pack's name; without it the tool's name for the task.")] = None,
     metric: Annotated[
-        str | None, typer.Option(help="The metric that counts, such as acc_norm; without it the task's first.")
+        str | None, typer.Option(help="The metric that counts, such as acc_norm; without it the first score.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="The task (pack) to take, of several.")] = None,
     model: Annotated[str | None, typer.Option(help="The model to take, of several in a BenchLocal summary.")] = None,

@@ -933,6 +933,8 @@ def test_a_file_that_is_not_as_a_tool_wrote_it_is_told_by_what_it_is(data: bytes
 def test_a_byte_order_mark_changes_nothing():
     [log] = files("inspect", "whole.json")
     assert read([Source(log.name, b"\xef\xbb\xbf" + log.data)]) == read([log])
+    table = TABLE.removeprefix("source: table 2\n")
+    assert read([Source("table.yaml", f"\ufeff{table}".encode())]) == read([Source("table.yaml", table.encode())])
 
 
 @pytest.mark.parametrize("folder", ["inspect", "evalplus", "lm-eval-0.4.13"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +140,38 @@ def test_a_candidate_or_a_file_that_is_not_there_is_refused(run: Run, tmp_path: 
     assert run("evidence", "add", "small", tmp_path / "none.yaml")[0] == 2
     code, _, err = run("evidence", "add", "small", tmp_path)
     assert (code, "this is a folder" in err) == (2, True)
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(store: Store, run: Run, tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        code, _, err = run("evidence", "add", "small", path)
+        assert (code, "no regular file" in err, _count(store)) == (2, True, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "doubted"),
+    [("/models/candidates/small/model", False), ("org/Small-FP8", False), ("gpt-4o", True), ("base", True)],
+)
+def test_a_file_of_what_looks_like_another_model_is_taken_with_a_word(
+    store: Store, run: Run, tmp_path: Path, model: str, doubted: bool
+):
+    results = json.loads(next((DATA / "lm-eval-0.4.13").glob("results*")).read_text()) | {"model_name": model}
+    (tmp_path / "results_1.json").write_text(json.dumps(results))
+    code, _, err = run("evidence", "add", "small", tmp_path / "results_1.json")
+    assert (code, f"of the model {model}" in err) == (0, doubted)
+    assert _count(store) == 2
+
+
+def test_what_is_known_of_one_side_alone_keeps_scores_from_being_compared_and_is_named(run: Run, tmp_path: Path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("name: trial\ngates:\n  - name: Math\n    rules:\n      - drop: {pack: tiny_mc, at_most: 5}\n")
+    mine = [*sorted((DATA / "lm-eval-0.4.13").iterdir()), "--task", "tiny_mc", "--totals-only"]
+    assert run("evidence", "add", "base", *mine, "--state", "engine=vllm", "--state", "thinking=off")[0] == 0
+    assert run("evidence", "add", "small", *mine)[0] == 0
+    code, out, _ = run("gate", "small", "--policy", policy, "--baseline", "base")
+    assert code == 4
+    assert "engine (unknown / vllm), thinking (unknown / off)" in out
 
 
 def test_scores_by_item_are_compared_once_all_their_conditions_are_stated(store: Store, run: Run, tmp_path: Path):

@@ -69,12 +69,21 @@ def rescore(job: Job) -> None:
     """Scores the answers that evidence on the step's packs keeps, by the graders as they are now. No model is asked.
 
     Raises:
-        UsageError: of a pack there are no kept answers, or none that answer it as it is now.
+        UsageError: of a pack there are no kept answers, or none that answer it as it is now. The others are scored.
         UnavailableError: a grader wants code run that was not, and the verifier does not answer.
     """
+    refused: list[UsageError] = []
     for pack in _packs(job):
-        for line in asyncio.run(rescoring.rescore(job.store, job.source, pack, lambda pack=pack: _verifier(job, pack))):
-            output.text(line)
+        scored = rescoring.rescore(job.store, job.source, pack, lambda pack=pack: _verifier(job, pack))
+        try:
+            for line in asyncio.run(scored):
+                output.text(line)
+        except UsageError as error:
+            refused.append(error)
+    for error in refused[1:]:
+        output.hint(f"error: {error}")
+    if refused:
+        raise refused[0]
 
 
 def _prepare(job: Job) -> tuple[list[Pack], engines.Description]:
@@ -85,7 +94,14 @@ def _prepare(job: Job) -> tuple[list[Pack], engines.Description]:
         harm=", so its scores would say nothing",
         remedy="make it again under another name",
     )
-    return _packs(job), engines.describe(job.settings, job.project, job.source.manifest.shape, where=job.where)
+    description = engines.describe(job.settings, job.project, job.source.manifest.shape, where=job.where)
+    if job.device not in ("auto", description.device):
+        raise UsageError(
+            f"the {description.engine} engine computes on {description.device} here, not on {job.device}",
+            where="--device",
+            remedy="leave --device (SLUICE_DEVICE) out",
+        )
+    return _packs(job), description
 
 
 def _packs(job: Job) -> list[Pack]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gates import canonical
 from gates.errors import InvalidEvidence
+from stages.common.grading.answers import read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     import httpx
 
 PAUSES = (0.5, 2.0, 8.0)
-"""Seconds before each new try after a fault of the infrastructure: no connection, no answer in time, a 5xx, a 429, or
-an answer that is no JSON object (which no model can bring about)."""
+"""Seconds before each new try after a fault of the infrastructure: no connection, no whole answer in time, a 5xx, a 408
+or 429, or what no model can bring about: no JSON object, no chat completion, one that the server itself ended early."""
 LONGEST_ANSWER = 600.0
-"""Seconds that one request may take."""
+"""Seconds that one request may take, until the last byte of its answer is here."""
+LARGEST_ANSWER = 1 << 25
+"""Bytes of one answer; the longest that a model writes take a tenth of it."""
 
 Json = dict[str, Any]
 
@@ -63,7 +66,7 @@ class Client:
             UnansweredError: there was no answer.
         """
         begun = time.monotonic()
-        answer = await self._post("/v1/chat/completions", {"model": self.model} | request)
+        answer = await self._post("/v1/chat/completions", {"model": self.model} | request, _unfinished)
         return Reply(without_volatile(answer), time.monotonic() - begun)
 
     async def prompt(self, request: Json) -> str:
@@ -74,26 +77,41 @@ class Client:
         return str(text.get("prompt", ""))
 
     async def length(self, request: Json) -> tuple[int, int]:
-        """How many tokens the prompt of a chat has, and how many the model can hold, the answer's included."""
+        """How many tokens the prompt of a chat has, and how many the model can hold, the answer's included.
+
+        Raises:
+            InvalidEvidence, UnansweredError: the server does not say.
+        """
         chat = {key: request[key] for key in ("messages", "tools", "chat_template_kwargs") if key in request}
         tokens = await self._post("/tokenize", {"model": self.model} | chat)
-        return int(tokens["count"]), int(tokens["max_model_len"])
+        try:
+            return int(tokens["count"]), int(tokens["max_model_len"])
+        except (KeyError, TypeError, ValueError):
+            raise UnansweredError("POST /tokenize counts no tokens") from None
 
-    async def _post(self, path: str, body: Json) -> Json:
+    async def _post(self, path: str, body: Json, unfit: Callable[[Json], str | None] = lambda _: None) -> Json:
+        """
+        Args:
+            unfit: says what is wrong with an answer that no model can bring about; None where there is nothing.
+        """
         import httpx
 
         fault = ""
         for pause in (*PAUSES, None):
             try:
-                answer = await self.http.post(path, json=body)
+                async with asyncio.timeout(LONGEST_ANSWER):
+                    answer = await self.http.post(path, json=body)
+            except TimeoutError:
+                fault = f"no whole answer within {LONGEST_ANSWER:g} s"
             except httpx.RequestError as error:
                 fault = f"{type(error).__name__}: {error}"
             else:
                 value = _json(answer)
-                if answer.is_success and value is not None:
+                wrong = "no JSON object" if value is None else unfit(value)
+                if answer.is_success and value is not None and wrong is None:
                     return value
-                fault = f"{answer.status_code}: {answer.text[:500]}"
-                if 300 <= answer.status_code < 500 and answer.status_code != 429:
+                fault = f"{answer.status_code}: {f'{wrong}: ' if answer.is_success else ''}{answer.text[:500]}"
+                if 300 <= answer.status_code < 500 and answer.status_code not in (408, 429):
                     raise InvalidEvidence(f"the server refuses a request: {fault}", where=f"POST {path}")
             if pause is not None:
                 await asyncio.sleep(pause)
@@ -140,10 +158,22 @@ def _lanes(count: int) -> httpx.AsyncBaseTransport:
                 lane = self._free.pop()
                 try:
                     response = await lane.handle_async_request(request)
-                    await response.aread()  # before the next request takes this connection
-                    return response
+                    # whole, before the next request takes this connection
+                    return httpx.Response(response.status_code, content=await self._content(response))
                 finally:
                     self._free.append(lane)
+
+        @staticmethod
+        async def _content(response: httpx.Response) -> bytes:
+            content = bytearray()
+            try:
+                async for part in response.aiter_bytes():
+                    content += part
+                    if len(content) > LARGEST_ANSWER:
+                        raise httpx.ReadError(f"an answer of more than {LARGEST_ANSWER >> 20} MiB")
+            finally:
+                await response.aclose()
+            return bytes(content)
 
         async def aclose(self) -> None:
             for lane in self._all:
@@ -195,6 +225,17 @@ def without_volatile(body: Json) -> Json | None:
     except (ValueError, RecursionError):
         return None
     return kept
+
+
+_ENDS = ("stop", "length", "tool_calls")
+"""Why a model's turn is over. Whatever else a server says there (vLLM: abort), the turn is not whole."""
+
+
+def _unfinished(body: Json) -> str | None:
+    if read(body) is None:
+        return "no chat completion"
+    end = body["choices"][0]["finish_reason"]
+    return None if end in _ENDS else f"an answer that was not finished (finish_reason {end})"
 
 
 _VOLATILE = ("id", "created", "model", "system_fingerprint", "service_tier", "kv_transfer_params", "metrics")

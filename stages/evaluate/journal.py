@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from stages.common.execution import Result
+
 Key = tuple[str, int]
 """An item's id and the number of the repeat."""
 
@@ -75,9 +77,11 @@ def _read(line: bytes) -> Answer | None:
     try:
         value = json.loads(line) if line.endswith(b"\n") else None
         answer = Answer(**value | {"responses": tuple(value["responses"])})
-    except (ValueError, TypeError, KeyError):
+        for result in answer.executions.values():
+            Result.from_json(result)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    sound = isinstance(answer.item, str) and isinstance(answer.repeat, int) and isinstance(answer.executions, dict)
+    sound = type(answer.item) is str and type(answer.repeat) is int and type(answer.seconds) in (int, float)
     return answer if sound and answer.responses else None
 
 

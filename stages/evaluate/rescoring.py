@@ -12,8 +12,9 @@ from gates.errors import IntegrityError, UsageError
 from gates.evidence import totals
 from gates.records import Evidence, Score
 from registry import output, retractions
+from registry.progress import progress
 from registry.store import Candidate, Store
-from stages.evaluate.executing import executed
+from stages.evaluate.executing import executed, once
 from stages.evaluate.journal import Answer, Key
 from stages.evaluate.packs import Pack
 from stages.evaluate.scoring import Results, kept_answers, pending, results
@@ -117,8 +118,12 @@ async def _executed(pack: Pack, answers: dict[Key, Answer], verifier: Verifier) 
         return answers
     async with verifier() as run:
         assert run is not None, "a pack with something to run executes"
-        ran = [await executed(run, pack, items[answer.item], answer, alone=True) for answer in left]
-    return answers | {answer.key: answer for answer in ran}
+        run, ran = once(run), {}
+        with progress(f"run the code of {pack.name}", total=len(left), unit="answers") as bar:
+            for answer in left:
+                ran[answer.key] = await executed(run, pack, items[answer.item], answer, alone=True)
+                bar.advance(1)
+    return answers | ran
 
 
 def _changes(store: Store, evidence: Evidence, made: Results) -> str:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gates.errors import InvalidEvidence
+from gates.wording import count
 from registry import output
 from registry.progress import Bar
 from registry.recipes import Evaluate
 from stages.common.grading.items import Item
 from stages.evaluate.client import Client, UnansweredError, request
-from stages.evaluate.executing import executed
+from stages.evaluate.executing import executed, once
 from stages.evaluate.journal import Answer, Journal, Key
 from stages.evaluate.packs import Pack
 from stages.evaluate.scoring import RunningScore, pending
@@ -54,7 +55,7 @@ async def ask(
         InvalidEvidence: the server ended, or refuses an item.
     """
     begun = time.monotonic()
-    asking = _Asking(client, pack, settings, journal, bar, check, run)
+    asking = _Asking(client, pack, settings, journal, bar, check, run and once(run))
     asked = await asking.all()
     return _timings(journal, asked, time.monotonic() - begun)
 
@@ -81,18 +82,23 @@ class _Asking:
         """Those with code that is to be run when nothing else is at work."""
         self._fault: Exception | None = None
         """Why the verifier is not to be had."""
+        self._silent = 0
+        """Conversations in a row that the server did not answer, and why the last was not."""
+        self._why = ""
 
     async def all(self) -> set[Key]:
         """Asks and runs everything; gives what was asked now."""
-        answered = list(self._journal.answers.values())
         every = [(item, repeat) for repeat in range(self._settings.repeats) for item in self._pack.items]
-        waiting = [(item, repeat) for item, repeat in every if (item.id, repeat) not in self._journal.answers]
+        kept = self._journal.answers
+        answered = [kept[item.id, repeat] for item, repeat in every if (item.id, repeat) in kept]
+        waiting = [(item, repeat) for item, repeat in every if (item.id, repeat) not in kept]
         left = iter(waiting)
         tasks = [asyncio.create_task(self._converse(left)) for _ in range(min(CONCURRENCY, len(waiting)))]
         try:
             for answer in answered:
                 self._answered(answer, new=False)
             await asyncio.gather(*tasks)
+            self._say_what_is_missing(waiting)
             await asyncio.gather(*self._executing)
             await self._run_alone()
         finally:
@@ -101,15 +107,28 @@ class _Asking:
         return {(item.id, repeat) for item, repeat in waiting}
 
     async def _converse(self, left: Iterator[tuple[Item, int]]) -> None:
-        """Has one conversation after the other."""
+        """Has one conversation after the other, until there seems to be nobody to have one with."""
         for item, repeat in left:
-            answer = await _conversation(self._client, self._pack, item, repeat, self._settings)
-            if answer is None:
+            try:
+                answer = await _conversation(self._client, self._pack, item, repeat, self._settings)
+            except UnansweredError as error:
                 self._check()
+                self._silent, self._why = self._silent + 1, str(error)
                 self._bar.advance(1, note=self._score.note)
             else:
+                self._silent = 0
                 self._journal.add(answer)
                 self._answered(answer, new=True)
+            if self._silent >= CONCURRENCY:
+                return
+
+    def _say_what_is_missing(self, waiting: Sequence[tuple[Item, int]]) -> None:
+        missing = [item.id for item, repeat in waiting if (item.id, repeat) not in self._journal.answers]
+        if missing:
+            output.hint(
+                f"{self._pack.name}: {count(len(missing), 'answer')} missing, such as to {missing[0]}; run this again "
+                f"to ask for them. The server gave none: {self._why}"
+            )
 
     def _answered(self, answer: Answer, *, new: bool) -> None:
         if pending(self._pack, self._items[answer.item], answer):
@@ -154,8 +173,12 @@ class _Asking:
         self._bar.advance(1, note=self._score.note)
 
 
-async def _conversation(client: Client, pack: Pack, item: Item, repeat: int, settings: Evaluate) -> Answer | None:
-    """All turns with the model about one item; None if the server does not answer."""
+async def _conversation(client: Client, pack: Pack, item: Item, repeat: int, settings: Evaluate) -> Answer:
+    """All turns with the model about one item.
+
+    Raises:
+        InvalidEvidence, UnansweredError: as `Client.chat` does.
+    """
     messages, responses, seconds = list(item.messages), [], 0.0
     more: list[dict[str, Any]] | None = []
     while more is not None:
@@ -170,8 +193,6 @@ async def _conversation(client: Client, pack: Pack, item: Item, repeat: int, set
         )
         try:
             reply = await client.chat(body)
-        except UnansweredError:
-            return None
         except InvalidEvidence as error:
             if responses and not await _fits(client, body):
                 responses.append(OUTGROWN)

@@ -1,4 +1,4 @@
-"""What an execution may leave behind, and how it goes: processes, files."""
+"""The processes that an execution may leave behind, and how they go."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Collection
 from pathlib import Path
 
 _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36
@@ -46,58 +45,6 @@ def end_processes(*, everything: bool) -> None:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
-
-
-def empty(folder: Path, *, keep: Collection[str] = ()) -> None:
-    """Removes all that is in `folder`, but for the names in `keep`; however deep it is nested.
-
-    It holds one folder open at a time, and goes up by "..": nobody is left who could move a folder meanwhile.
-    """
-    if os.stat(folder).st_uid == os.geteuid():  # the folders that a container mounts are root's, and nobody shuts them
-        os.chmod(folder, 0o700)  # where the kernel has no filter for calls, a program may have shut it
-    here, names = os.open(folder, os.O_RDONLY | os.O_DIRECTORY), []
-    try:
-        left = [_full_folders(here, keep)]
-        while True:
-            if left[-1]:
-                names.append(left[-1].pop())
-                here = _opened(names[-1], here)
-                left.append(_full_folders(here, ()))
-            elif names:
-                left.pop()
-                here = _opened("..", here)
-                os.rmdir(names.pop(), dir_fd=here)
-            else:
-                return
-    finally:
-        os.close(here)
-
-
-def _full_folders(here: int, keep: Collection[str]) -> list[str]:
-    """The folders in `here` that hold something, opened to us; everything else is removed.
-
-    `here` is read once: to begin anew after every folder takes hours where a program made a hundred thousand.
-    """
-    with os.scandir(here) as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if entry.name not in keep]
-    full = []
-    for name, is_folder in found:
-        if not is_folder:
-            os.unlink(name, dir_fd=here)
-            continue
-        try:
-            os.rmdir(name, dir_fd=here)
-        except OSError:
-            os.chmod(name, 0o700, dir_fd=here)
-            full.append(name)
-    return full
-
-
-def _opened(name: str, here: int) -> int:
-    """The folder `name` in `here`, in its place."""
-    found = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
-    os.close(here)
-    return found
 
 
 def _descendants() -> set[int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gates.errors import UsageError
 from registry import output
-from stages.common.execution import protocol
+from stages.common.execution import folders, protocol
 from stages.common.execution.limits import LIMITS, Limits
 from stages.common.execution.records import Execution, Result
 from stages.verifier import leavings
@@ -149,11 +149,10 @@ class _Verifier:
     def _clean(self, folder: Path) -> None:
         """Removes every file that the program may have left; where that fails, nothing is executed here any more."""
         try:
-            leavings.empty(folder)
-            folder.rmdir()
+            folders.remove(folder)
             if self.alone:  # where the kernel could not keep the program from writing elsewhere
-                leavings.empty(folder.parent)
-                leavings.empty(self.path.parent, keep=(self.path.name,))
+                folders.empty(folder.parent)
+                folders.empty(self.path.parent, keep=(self.path.name,))
             intact = self.path.stat().st_ino == self.socket
         except OSError:
             intact = False

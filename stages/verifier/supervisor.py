@@ -29,8 +29,8 @@ from stages.common.execution.limits import Limits
 from stages.common.execution.records import Execution, Outcome, Result, Value, detail, value_from_json
 
 _ENTER = Path(__file__).parent / "child" / "enter.py"
-_TICK = 0.2
-"""Seconds between two looks at whether the process has stopped itself."""
+_TICK = 0.1
+"""Seconds between two looks at what the process does that nothing is heard of."""
 _LINGERS = 2.0
 """Seconds that a process may take to end after it closed the pipe of its results."""
 _CHUNK = 1 << 16
@@ -58,7 +58,7 @@ def execute(
         UsageError: programs in this language cannot be executed here.
         OSError: the process could not be started.
     """
-    run = _Run(limits)
+    run = _Run(limits, folder)
     with _started(execution, run, folder) as process, selectors.DefaultSelector() as selector:
         try:
             run.watch(process.pid, selector, cancel)
@@ -90,6 +90,7 @@ class _Run:
     """What was seen of one process."""
 
     limits: Limits
+    folder: Path
     results: int = -1
     printed: int = -1
     told: bytearray = field(default_factory=bytearray)
@@ -107,6 +108,7 @@ class _Run:
         """Until the process has ended, or there is a reason to end it."""
         deadline = time.monotonic() + self.limits.wall
         lingers = math.inf
+        look = 0.0
         ended = os.pidfd_open(pid)
         try:
             for number in (self.results, self.printed, cancel, ended):
@@ -127,12 +129,11 @@ class _Run:
                 elif time.monotonic() > lingers:
                     self.lingered = True
                     return
-                elif _has_stopped(pid):
-                    self.cut = ("failed", "it stopped itself")
-                elif _threads(pid) > _MOST_THREADS:
-                    self.cut = ("failed", f"it made more than {_MOST_THREADS} threads")
                 else:
                     self.cut = self.excess()
+                    if self.cut is None and time.monotonic() > look:
+                        self.cut = self._looked_at(pid)
+                        look = time.monotonic() + _TICK
         finally:
             os.close(ended)
 
@@ -141,6 +142,7 @@ class _Run:
         _, status, usage = os.wait4(process.pid, 0)
         self.status = process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu = usage.ru_utime + usage.ru_stime
+        self.cut = self.cut or _filled(self.folder, self.limits)
 
     def drain(self) -> None:
         """Reads what is left in the pipes. Nobody writes to them any more."""
@@ -155,6 +157,13 @@ class _Run:
             return "failed", f"its results take more than {self.limits.returned >> 20} MiB"
         return None
 
+    def _looked_at(self, pid: int) -> tuple[Outcome, str] | None:
+        if _has_stopped(pid):
+            return "failed", "it stopped itself"
+        if _threads(pid) > _MOST_THREADS:
+            return "failed", f"it made more than {_MOST_THREADS} threads"
+        return _filled(self.folder, self.limits)
+
     def _take(self, number: int) -> bool:
         """Reads once. False: there is nothing more."""
         try:
@@ -167,6 +176,33 @@ class _Run:
             self.printed_bytes += len(data)
             self.said += data[: 2000 - len(self.said)] if len(self.said) < 2000 else b""
         return bool(data)
+
+
+def _filled(folder: Path, limits: Limits) -> tuple[Outcome, str] | None:
+    """Where no file system of its own bounds what it writes: whether that is too much."""
+    used = made = 0
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    made += 1
+                    facts = entry.stat(follow_symlinks=False)
+                    used += 512 * facts.st_blocks
+                    if entry.is_dir(follow_symlinks=False):
+                        if facts.st_mode & 0o500 == 0o500:
+                            waiting.append(entry.path)
+                        elif facts.st_mode & 0o300 == 0o300:  # others are shut to the program too
+                            return "failed", "it made a folder to write to that nobody can look into"
+                    if used > limits.disk:
+                        return "failed", f"its files take more than {limits.disk >> 20} MiB"
+                    if made > limits.entries:
+                        return "failed", f"it made more than {limits.entries} files and folders"
+        except FileNotFoundError:
+            continue  # it has removed it meanwhile
+        except OSError as error:
+            return "failed", f"nobody can look into its folders: {error.strerror}"
+    return None
 
 
 def _threads(pid: int) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gates import canonical
 from gates.errors import InvalidEvidence
@@ -23,6 +24,7 @@ from gates.records import Evidence
 from registry import deriving, judging
 from registry.recipes import Evaluate
 from registry.store import Store
+from stages.common.execution import Result
 from stages.evaluate import client as client_module
 from stages.evaluate import runner, scoring
 from stages.evaluate.journal import Answer, Journal
@@ -300,6 +302,14 @@ def test_a_pack_that_is_not_there_is_said_before_anything_starts(project, store)
     assert "starting" not in done.stderr
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_said_before_anything_starts(project, store):
+    done = stage(project, store, "--device", "cuda")
+    assert done.returncode == 2
+    assert "the embedded engine computes on cpu here, not on cuda" in done.stderr
+    assert "starting" not in done.stderr
+
+
 # ------------------------------------------------------------------------------------------------ faults on the way
 
 
@@ -440,10 +450,16 @@ def test_repeats_differ_by_their_seed_and_are_reproducible(small, generator, tmp
 
 def test_a_journal_keeps_whole_lines_and_drops_what_was_torn(tmp_path):
     path = tmp_path / "journal"
-    first = Answer("a", 0, ({"choices": []}, None), 0.1, {"d": {"outcome": "done"}})
+    first = Answer("a", 0, ({"choices": []}, None), 0.1, {"d": Result("failed", detail="it ended").to_json()})
     with Journal(path) as journal:
         journal.add(first)
-    for torn in (b"{", b'{"item": "b", "repeat": 0', b"\xff", b"\0\0\0\n", b'{"item": "b"}\n', b"3\n"):
+    line = path.read_bytes()
+    damaged = [
+        line.replace(old, new)
+        for old, new in [(b'"failed"', b'"passed"'), (b"0.1", b'"0.1"'), (b": 0,", b": true,"), (b'"a"', b"7")]
+    ]
+    assert line not in damaged
+    for torn in (b"{", b'{"item": "b", "repeat": 0', b"\xff", b"\0\0\0\n", b'{"item": "b"}\n', b"3\n", DEEP, *damaged):
         with path.open("ab") as file:
             file.write(torn)
         with Journal(path) as again:

@@ -15,10 +15,13 @@ from gates.errors import IntegrityError, UsageError
 from gates.evidence import check, incomparable, totals
 from gates.records import Conditions, Evidence
 from registry import retractions
+from registry.recipes import Evaluate
 from registry.store import Store
-from stages.common.execution import Execution
+from stages.common import execution
+from stages.common.execution import Execution, records
 from stages.common.grading import Grader
 from stages.common.grading.items import Grade, Item
+from stages.evaluate import __main__ as stage
 from stages.evaluate.packs import Pack
 from stages.evaluate.rescoring import rescore
 from tests.support import stores
@@ -155,6 +158,35 @@ def test_only_code_that_was_not_run_before_is_run(store, take):
     changed = SimpleNamespace(**vars(EXECUTES) | {"VERSION": 3, "executions": other_code})
     again(store, graded_by(changed, pack), verifier)
     assert set(verify.ran) == {f"{RIGHT}  # other"}, "for each evidence that is scored again"
+
+
+def test_a_pack_without_kept_answers_keeps_no_other_from_being_scored_again(store, take, tmp_path, monkeypatch, capsys):
+    asked = replace(pack_of(TALKS, 4), name="asked")
+    take(asked, Server(half))
+    packs = {"never": replace(asked, name="never"), "asked": graded_by(LENIENT, asked)}
+    monkeypatch.setattr(stage, "read_pack", lambda _project, name, _store: packs[name])
+    job: Any = SimpleNamespace(
+        store=store, project=tmp_path, source=store.candidate("tiny"), settings=Evaluate(packs=list(packs))
+    )
+    with pytest.raises(UsageError, match="no kept answers that could be scored again on never"):
+        stage.rescore(job)
+    assert "asked  50.0 -> 100.0" in capsys.readouterr().out
+
+
+def test_what_another_version_of_the_verifier_came_to_is_not_taken_for_a_result_of_this_one(store, take, monkeypatch):
+    pack = pack_of(EXECUTES, 5)
+    take(pack, Server(lambda _: says(RIGHT)), run=Verifier(slow="def"))  # it was too slow then
+    monkeypatch.setattr(records, "REVISION", "f" * 64)
+    monkeypatch.setattr(execution, "REVISION", "f" * 64)
+    verify = Verifier()
+
+    @asynccontextmanager
+    async def verifier() -> Any:
+        yield verify
+
+    (line,) = again(store, pack, verifier)
+    assert "0.0 -> 100.0" in line
+    assert verify.ran == [RIGHT]
 
 
 def test_items_that_were_missing_for_want_of_a_verifier_are_made_up_for(store, take, capsys):

@@ -115,6 +115,18 @@ def test_the_server_is_asked_on_while_the_verifier_takes_its_time(tmp_path):
     assert set(asked) == {100}
 
 
+def test_what_was_executed_is_not_executed_again_in_the_same_run(tmp_path):
+    """A reference solution is asked for with every answer to its item."""
+    verify = Verifier()
+    rows = ask(Server(lambda _: says(RIGHT)), pack_of(EXECUTES, 9), tmp_path / "journal", run=verify).rows
+    assert [row.points for row in rows] == [1] * 9
+    assert verify.ran == [RIGHT]
+    slow = Verifier(slow="def")
+    rows = ask(Server(lambda _: says(RIGHT)), pack_of(EXECUTES, 3), tmp_path / "other", run=slow).rows
+    assert [row.outcome for row in rows] == ["verifier_timeout"] * 3
+    assert slow.ran == [RIGHT] * 6, "what ran out of time is never taken for executed"
+
+
 @pytest.mark.parametrize(("always", "outcome"), [(True, "verifier_timeout"), (False, "scored")])
 def test_what_ran_out_of_time_is_run_once_more_alone_after_everything_else(tmp_path, always, outcome):
     verify = Verifier(slow="# 2", always=always)
@@ -161,6 +173,13 @@ def test_a_run_that_was_killed_between_the_answer_and_its_code_only_runs_the_cod
     assert len(server.bodies) == 3
     assert len(verify.ran) == 8
     assert seen.done == 9
+
+
+def test_answers_of_another_run_in_the_journal_count_for_nothing(tmp_path):
+    pack = pack_of(EXECUTES, 4)
+    ask(Server(codes), pack_of(EXECUTES, 9), tmp_path / "journal", run=Verifier(), repeats=2, temperature=1)
+    made = ask(Server(codes), pack, tmp_path / "journal", run=Verifier())
+    assert made == ask(Server(codes), pack, tmp_path / "fresh", run=Verifier())
 
 
 PROGRAMS = [

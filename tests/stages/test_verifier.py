@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +23,7 @@ from gates.errors import UsageError
 from registry.processes import end_with_parent
 from stages.common.execution import (
     Execution,
+    Limits,
     Raised,
     Result,
     Returned,
@@ -28,12 +32,14 @@ from stages.common.execution import (
     client,
     decode,
     encode,
+    folders,
     settings_of,
     verifier,
 )
 from stages.verifier import leavings
+from stages.verifier.supervisor import execute
 from tests.support import hostile
-from tests.support.hostile import Hostile
+from tests.support.hostile import Hostile, python
 from tests.support.processes import end, start
 
 SERVE = """
@@ -156,6 +162,42 @@ def test_programs_are_written_in_more_than_one_way(served):
     ]
     results = ask(Settings(served[0]), [Execution(language, code, "f", ((2,),)) for language, code, _ in sources])
     assert [decode(result.values[0].value) for result in results] == [value for *_, value in sources], results
+
+
+MODULES = [
+    "export function f(x) { return x + x }",
+    "export default function f(x) { return x + x }",
+    "export default (x) => x + x;",
+    "const f = (x) => x + x;\nexport default { f };",
+    "const g = (x) => x + x;\nexport { g as f }; // as f",
+    "import assert from 'node:assert';\nfunction f(x) { return x + x }\nassert.strictEqual(f(1), 2);",
+    "import assert from 'assert/strict';\nimport * as path from 'path';\nexport const f = (x) => path.sep && x + x;",
+    "const two = await Promise.resolve(2);\nconst f = (x) => two * x;",
+    "const { ok } = require('assert');\nexport class A { static f(x) { ok(x); return x + x } }\nexport const f = A.f;",
+    "async function f(x) { return (await import('node:path')).join('') && x + x }",
+]
+
+
+def test_a_program_in_javascript_may_be_a_module(served):
+    results = ask(Settings(served[0]), [Execution("javascript", code, "f", ((2,),)) for code in MODULES])
+    assert results == [Result("done", (Returned(4),))] * len(MODULES)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("function f(x { return x }", "SyntaxError: "),
+        ("import _ from 'lodash'; export const f = (x) => x;", "Error: there is no module lodash"),
+        ("import f from './other.js'; export { f };", "Error: there is no module ./other.js"),
+        ("export const g = 3;", "the program defines no function f"),
+        ("export const f = (x) => x;\nthrow new RangeError('no');", "RangeError: no"),
+        ("await new Promise(() => {});\nexport const f = (x) => x;", "after 0 of 1 calls"),
+    ],
+)
+def test_of_what_is_no_program_it_is_said_why(served, code, why):
+    (result,) = ask(Settings(served[0]), [Execution("javascript", code, "f", ((2,),))])
+    assert result.outcome == "failed"
+    assert why in result.detail
 
 
 def test_many_clients_at_once_get_each_its_own_result_in_the_order_they_came(served):
@@ -345,8 +387,59 @@ def test_files_are_removed_however_deep_they_lie(tmp_path):
         (shut / "inner" / "x").write_text("")
         shut.chmod(0)
     tmp_path.chmod(0)
-    leavings.empty(tmp_path, keep=("keep",))
+    folders.empty(tmp_path, keep=("keep",))
     assert [path.name for path in tmp_path.iterdir()] == ["keep"]
+
+
+WRITES = """
+import itertools, os
+def f():
+    for number in itertools.count():
+        {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("writes", "why"),
+    [
+        ("open(str(number), 'wb').write(bytes(1 << 22))", "its files take more than 32 MiB"),
+        ("open(str(number), 'w').close()", "it made more than 100 files and folders"),
+        ("os.path.exists('d') or os.mkdir('d', 0o300); open(f'd/{number}', 'w')", "that nobody can look into"),
+        ("os.mkdir('d' * 200); os.chdir('d' * 200)", "(nobody can look into its folders|made more than 100)"),
+    ],
+)
+def test_no_disk_is_filled_where_no_file_system_of_its_own_bounds_a_program(tmp_path, writes, why):
+    reading, writing = os.pipe()
+    limits = Limits(disk=1 << 25, entries=100)
+    program = Execution("python", WRITES.format(writes), "f", ((),))
+    result, _ = execute(program, limits, tmp_path, cancel=reading, sweep=lambda: None)
+    os.close(reading)
+    os.close(writing)
+    assert result.outcome == "failed"
+    assert re.search(why, result.detail), result
+    folders.empty(tmp_path)
+
+
+def test_what_a_harness_that_was_killed_left_goes_with_the_next_and_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    writing = python("import os, time; os.makedirs('a/b'); open('a/b/c', 'w').write('x'); time.sleep(1000)")
+    harness = start(lambda: ask(Settings(None), [writing]))
+    program = _wait_for_child(_wait_for_child(harness))
+    _wait_for(lambda: list(tmp_path.glob("sluice-verifier-*/sluice-execution-*/a/b/c")))
+    (left,) = tmp_path.glob("sluice-verifier-*")
+    with folders.own():
+        assert left.exists(), "its owner lives"
+    server = below(harness)[0]
+    os.kill(server, signal.SIGKILL)
+    os.kill(harness, signal.SIGKILL)
+    end(harness)
+    _wait_for(lambda: not _alive(server) and not _alive(program))
+    assert list(left.glob("sluice-execution-*/a/b/c"))
+    stranger = tmp_path / "sluice-verifier-link"
+    stranger.symlink_to(tmp_path)
+    assert hostile.right(ask(Settings(None), [hostile.INNOCENT["python"]])[0])
+    assert list(tmp_path.iterdir()) == [stranger]
 
 
 def test_this_machine_is_not_taken_for_a_container_of_the_verifiers_own():
@@ -365,12 +458,16 @@ def _hide(writing: int, depth: int) -> None:
 
 
 def _wait_for_child(process: int) -> int:
+    return _wait_for(lambda: below(process))[0]
+
+
+def _wait_for(what: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        if children := below(process):
-            return children[0]
+        if found := what():
+            return found
         time.sleep(0.02)
-    raise AssertionError(f"{process} starts nothing")
+    raise AssertionError("it does not come to pass")
 
 
 async def _running(*, sleeping: bool = False) -> int:

@@ -335,7 +335,7 @@ PYTHON = [
         "endless forged results",
         python(PIPES + "def f(a, b):\n    while True: say(b'{\"returned\":0}' * 10000)"),
         ("failed", None),
-        "more than 16 MiB",
+        "more than 4 MiB",
     ),
     Hostile(
         "closes the pipe of its results",
@@ -504,7 +504,7 @@ def f(a, b):
             PIPES
             + """
 def f(a, b):
-    alike = (f'{{"int":"{hex((2**61 - 1) * (2**10 + i) + 5)}"}}' for i in range(300_000))
+    alike = (f'{{"int":"{hex((2**61 - 1) * (2**10 + i) + 5)}"}}' for i in range(60_000))
     say(b'{"returned":{"set":[' + ','.join(alike).encode() + b']}}\\n')
     os._exit(0)
 """

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from gates import canonical
 
-VERSION = 2
+VERSION = 3
 """To be raised whenever any program could come to another result within the same limits."""
 
 
@@ -20,6 +20,8 @@ class Limits:
         printed: bytes of output. It is counted and thrown away.
         returned: bytes of results, as JSON.
         file: bytes of one file.
+        disk: bytes of all files together, about.
+        entries: files and folders.
         files: open files.
         recursion: Python's limit on nested calls, unless the program sets another.
     """
@@ -28,8 +30,10 @@ class Limits:
     wall: float = 40.0
     memory: int = 1 << 30
     printed: int = 1 << 24
-    returned: int = 1 << 24
+    returned: int = 1 << 22
     file: int = 1 << 24
+    disk: int = 1 << 27
+    entries: int = 8000
     files: int = 128
     recursion: int = 1000
 

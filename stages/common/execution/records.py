@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from gates import canonical
 from gates.errors import UsageError
 from stages.common.execution import values
+from stages.common.execution.limits import REVISION
 
 Language = Literal["python", "javascript"]
 Outcome = Literal["done", "timeout", "failed"]
@@ -70,7 +71,9 @@ class Execution:
 
     @property
     def digest(self) -> str:
-        return canonical.digest(self._request)
+        """What results are kept under: of the program and of what decides about it here, so that none which another
+        version of the verifier came to is taken for a result of this one."""
+        return canonical.digest(REVISION.encode() + self._request)
 
     @classmethod
     def from_request(cls, request: bytes) -> Execution:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from registry.processes import end_with_parent
+from stages.common.execution import folders
 
 _SECONDS_TO_END = 10
 
@@ -21,14 +22,14 @@ async def local_server() -> AsyncIterator[Callable[[], Awaitable[Path]]]:
     """Runs `python -m stages.verifier` as a child that ends with this process. Gives its socket; asked again after the
     server died, it starts another.
     """
-    with tempfile.TemporaryDirectory(prefix="sluice-") as folder:
-        path = Path(folder) / "verifier.sock"
-        server = _start(path)
+    with folders.own() as (folder, lock):
+        path = folder / "verifier.sock"
+        server = _start(path, lock)
 
         async def socket() -> Path:
             nonlocal server
             if server.poll() is not None:
-                server = _start(path)
+                server = _start(path, lock)
             return path
 
         try:
@@ -42,9 +43,16 @@ async def local_server() -> AsyncIterator[Callable[[], Awaitable[Path]]]:
                 server.wait()
 
 
-def _start(path: Path) -> subprocess.Popen[bytes]:
+def _start(path: Path, lock: int) -> subprocess.Popen[bytes]:
     # one whose server died lies there still, and would refuse every connection
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     command = [sys.executable, "-P", "-m", "stages.verifier", "--socket", str(path)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=end_with_parent)
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"TMPDIR": str(path.parent)},  # what is left of its programs goes with the folder
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=end_with_parent,
+        pass_fds=(lock,),
+    )

@@ -8,7 +8,7 @@
 
 Nothing of the other side is executed on either way: `encode` reads containers by their base class's own methods, and
 `decode` builds these types and nothing else. This module runs inside the verifier's child too, where only Python's own
-library exists; `inside.js` holds its twin in JavaScript.
+library exists; `run_javascript.js` holds its twin in JavaScript.
 """
 
 from __future__ import annotations

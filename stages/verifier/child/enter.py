@@ -92,8 +92,8 @@ def _become_node(settings: dict) -> None:
         os.set_inheritable(number, True)
     heap = settings["limits"]["memory"] // 2 >> 20
     script = os.path.join(HERE, "run_javascript.js")
-    command = ["node", f"--max-old-space-size={heap}", "--no-warnings", "--openssl-config=/dev/null", script]
-    command += [str(settings["job"]), str(settings["results"])]
+    command = ["node", f"--max-old-space-size={heap}", "--no-warnings", "--experimental-vm-modules"]
+    command += ["--openssl-config=/dev/null", script, str(settings["job"]), str(settings["results"])]
     os.execve(settings["node"], command, {})  # noqa: S606 - no shell has a part in it
 
 

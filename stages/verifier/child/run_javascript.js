@@ -7,10 +7,12 @@
 
 const fs = require('node:fs');
 const vm = require('node:vm');
+const { isBuiltin } = require('node:module');
 const { isPromise, isSet } = require('node:util').types;
 
 const DEEPEST = 48;
 const LARGEST = 1 << 22;
+const OURS = '__the_function_that_is_called';
 
 // bound now: the program may put others in their place
 const writeSync = fs.writeSync;
@@ -193,15 +195,66 @@ function fromSurrogatePass(bytes) {
   return made;
 }
 
+// the program as a script; or, if it is none, the error that says why
+function asScript(code) {
+  try {
+    return new vm.Script(code, { filename: 'answer.js', importModuleDynamically: imported });
+  } catch (error) {
+    return error;
+  }
+}
+
+// What only a module may hold (import, export, await at its top) makes a program a module, as node has it. Its function
+// is found whether or not it is exported. A program that is no module either is told about as the script that it is not.
+async function loadedAsModule(code, whyNoScript) {
+  const settings = { identifier: 'answer.mjs', importModuleDynamically: imported };
+  let made;
+  try {
+    made = new vm.SourceTextModule(`${code}\n;export { ${job.entry} as ${OURS} };`, settings);
+  } catch {
+    try {
+      made = new vm.SourceTextModule(code, settings);
+    } catch {
+      throw whyNoScript;
+    }
+  }
+  await made.link(ownLibrary);
+  await made.evaluate();
+  const exported = made.namespace;
+  return exported[OURS] ?? exported[job.entry] ?? exported.default?.[job.entry] ?? exported.default;
+}
+
+async function imported(name) {
+  const library = await ownLibrary(name);
+  await library.link(ownLibrary);
+  await library.evaluate();
+  return library;
+}
+
+async function ownLibrary(name) {
+  if (!isBuiltin(name)) throw new Error(`there is no module ${name}`);
+  const library = await import(name);
+  const names = keysOf(library);
+  return new vm.SyntheticModule(names, function () {
+    for (let i = 0; i < names.length; i++) this.setExport(names[i], library[names[i]]);
+  });
+}
+
 async function main() {
   const module = { exports: {} };
   const globals = { module, exports: module.exports, require };
   for (const name of keysOf(globals)) property(globalThis, name, globals[name]);
   let entry;
   try {
-    vm.runInThisContext(decode(job.code), { filename: 'answer.js' });
-    entry = vm.runInThisContext(`typeof ${job.entry} === 'undefined' ? undefined : ${job.entry}`);
-    if (typeof entry !== 'function' && module.exports !== null) entry = module.exports[job.entry] ?? module.exports;
+    const code = decode(job.code);
+    const script = asScript(code);
+    if (script instanceof vm.Script) {
+      script.runInThisContext();
+      entry = vm.runInThisContext(`typeof ${job.entry} === 'undefined' ? undefined : ${job.entry}`);
+      if (typeof entry !== 'function' && module.exports !== null) entry = module.exports[job.entry] ?? module.exports;
+    } else {
+      entry = await loadedAsModule(code, script);
+    }
   } catch (error) {
     say(`{"failed":${quote(reason(error))}}`);
     leave(0);

@@ -208,12 +208,20 @@ def _inherited(layout: Layout, name: str) -> _Part | None:
 
 def _is_held_by(descriptor: int, path: Path) -> bool:
     try:
-        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):  # noqa: PTH116 - beside fstat
+        if not _is(descriptor, path):
             return False
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # changes nothing for whoever shares the lock
     except (OSError, OverflowError):  # there is none, or the lock is another's
         return False
     return True
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    """Whether the file that was opened is the one that is there now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116 - beside fstat
+    except FileNotFoundError:
+        return False
 
 
 def _opened(path: Path) -> int:
@@ -259,6 +267,11 @@ def _locked(descriptor: int, path: Path, name: str) -> bool:
             raise
         output.hint(f"this file system has no locks ({error.strerror}): see to it that nobody else works on {name}")
         return True
+    if not _is(descriptor, path):  # somebody has removed it: this lock would keep nobody out
+        there = _opened(path)
+        os.dup2(there, descriptor, inheritable=False)
+        os.close(there)
+        return False
     if not locks.held(path):
         output.hint(f"locks do not lock on this file system: see to it that nobody else works on {name}")
     return True
@@ -286,7 +299,8 @@ def _ago(since: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes = int(seconds) // 60
+    whole = max(0, int(seconds))  # clocks differ, and are set back
+    minutes = whole // 60
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min" if minutes else f"{max(0, int(seconds))} s"
+    return f"{minutes} min" if minutes else f"{whole} s"

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ from gates.errors import SluiceError, UsageError
 from gates.units import size as size
 
 INTERRUPTED = 130
+
+_USER = re.compile(r"(:/{1,2})[^/\s]*@")
+"""Before an address's host. (A path that an address was taken for has one slash.)"""
 
 
 def end_with(work: Callable[[], int | None]) -> int:
@@ -47,12 +51,18 @@ def _open_streams() -> None:
 
 
 class _Leaving(io.FileIO):
-    """A stream whose reader may leave; what is written after that is lost."""
+    """A stream whose reader may leave, or whose terminal may be closed; what is written after that is lost."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._lost = {errno.EPIPE, errno.EIO} if self.isatty() else {errno.EPIPE}
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in self._lost:
+                raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
@@ -64,7 +74,7 @@ def _heard(stream: TextIO) -> TextIO:
     if not (isinstance(stream, io.TextIOWrapper) and stream in (sys.__stdout__, sys.__stderr__)):
         return stream
     stream.flush()
-    raw = _Leaving(stream.fileno(), "w", closefd=False)
+    raw = _Leaving(stream.fileno())
     return io.TextIOWrapper(
         raw if stream.write_through else io.BufferedWriter(raw),
         encoding=stream.encoding,
@@ -101,8 +111,8 @@ def remedy(error: OSError) -> str | None:
 
 
 def hint(text: str) -> None:
-    """A line for people, on stderr."""
-    sys.stderr.write(printable(text) + "\n")
+    """A line for people, on stderr. What people write before an address's host may be a password, and is not shown."""
+    sys.stderr.write(printable(_USER.sub(r"\1…@", text)) + "\n")
     sys.stderr.flush()
 
 

@@ -104,7 +104,12 @@ def _look(store: Store, project: Path, task: Task) -> None:
             if (dataset := packs.read_file(project, pack).dataset) is not None:
                 packs.demand(store, pack, dataset, where=str(project / "packs" / f"{pack}.yaml"))
     if task.kind == "gate":
-        judging.read_policy(project / task.settings.policy)
+        policy = judging.read_policy(project / task.settings.policy)
+        if policy.compared() and task.settings.baseline is None:
+            raise UsageError(
+                f"the policy {policy.name} compares with a baseline, and the step names none: it could never be a Pass",
+                remedy=f"name a candidate or a channel, such as baseline: {task.recipe.parent}",
+            )
 
 
 def _refuse_one_name_for_two(lines: Sequence[Line]) -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ from gates.errors import UsageError
 from registry import output
 from registry.layout import ROOT, ROOT_VARIABLE
 from registry.ownership import IN_CONTAINER
+from registry.processes import end_with_parent
+from registry.running import following
 from registry.running.lines import Lines
 from registry.running.local import ENDING, undisturbed
 from registry.running.plan import NETWORKED, Program, Task
@@ -38,11 +41,12 @@ if TYPE_CHECKING:
 LABEL = "sluice.run"
 """On every container that this starts; its value is the registry's folder."""
 
-_SECONDS_TO_END = 15
 _ENGINE_ANSWERS = 60
 _LONGEST_STEP = 30 * 24 * 3600
 """Seconds."""
 _PYTHON = "/opt/sluice/bin/python"
+_FOLDER = re.compile(r"(?<![\w./:~-])/\w+(?![\w-]|\.\w)")
+"""At the beginning of a path."""
 _PROJECT, _SERVICE = "com.docker.compose.project", "com.docker.compose.service"
 
 
@@ -116,20 +120,24 @@ class Containers:
         """
         service = _service(task)
         name = f"{self.model['name']}-{service}-{secrets.token_hex(4)}"
-        lines = Lines(say)
+        lines = Lines(lambda line: say(self._named_outside(line, service)))
         try:
-            with _in_our_words():
+            with following.in_our_words():
                 _compose(self.project, self.root, *self._start(task, name, words))
                 container = self.engine.containers.get(name)
-                for data in container.logs(stream=True, follow=True):
-                    lines.feed(data)
+                following.follow(container, lines)
                 lines.end()
                 return int(container.wait(timeout=_LONGEST_STEP)["StatusCode"])
         except KeyboardInterrupt:
             say(ENDING)
+            with undisturbed(), suppress(UsageError), following.in_our_words():
+                container = self.engine.containers.get(name)
+                container.stop(timeout=following.SECONDS_TO_END)
+                following.hand_on(container, lines, follow=False)
+                lines.end()
             raise
         finally:
-            self.remove()
+            self.leave(say)
 
     def described(self, task: Task, words: Sequence[str]) -> dict[str, Any]:
         """What `run` would start."""
@@ -149,15 +157,28 @@ class Containers:
 
     def remove(self) -> int:
         """Stops and removes what runs of this registry started, and services that were started for them; how many."""
-        with undisturbed(), _in_our_words():
+        with undisturbed(), following.in_our_words():
             found = self.engine.containers.list(all=True, filters={"label": f"{LABEL}={self.root}"})
             for container in found:
-                _remove(container)
+                following.remove(container)
             for service in {each for name in self.model["services"] for each in self._needed(name)}:
                 if not any(self._containers(user) for user in self._users(service)):
                     for container in self._containers(service, ended=True):
-                        _remove(container)
+                        following.remove(container)
             return len(found)
+
+    def leave(self, say: Callable[[str], None]) -> None:
+        """`remove` at an end that has its own reason, which an engine that fails must not take the place of."""
+        try:
+            self.remove()
+        except UsageError as error:
+            say(f"a container may be left, which the next run removes: {error.what}")
+
+    def _named_outside(self, line: str, service: str) -> str:
+        """A line from a container of the service, with folders as this machine calls them."""
+        mounts = self.model["services"][service].get("volumes", [])
+        names = {each["target"]: _plain(each["source"]) for each in mounts if each["type"] == "bind"}
+        return _FOLDER.sub(lambda found: names.get(found[0], found[0]), line)
 
     def _start(self, task: Task, name: str | None, words: Sequence[str]) -> list[str]:
         """The words after `docker compose`."""
@@ -206,7 +227,7 @@ def opened(root: Path, project: Path) -> Containers:
         engine.ping()
     except (docker.errors.DockerException, RequestException) as error:
         raise UsageError(
-            f"no container engine answers: {_reason(error)}",
+            f"no container engine answers: {following.reason(error)}",
             remedy="start Docker, or join the group that may use it (`docker info` says more); or --local",
         ) from None
     _refuse_owner(root)
@@ -223,7 +244,7 @@ def cleared(containers: Containers) -> Iterator[Containers]:
     try:
         yield containers
     finally:
-        containers.remove()
+        containers.leave(output.hint)
         containers.engine.close()
 
 
@@ -296,58 +317,21 @@ def _compose(project: Path, root: Path | None, *words: str) -> str:
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,
+        preexec_fn=end_with_parent,
     ) as compose:
         try:
             out, said = compose.communicate()
         except BaseException:
             with undisturbed():
-                os.killpg(compose.pid, signal.SIGTERM)
+                if compose.poll() is None:
+                    os.killpg(compose.pid, signal.SIGTERM)
                 compose.communicate()
             raise
     if compose.returncode:
         last = "; ".join(said.strip().splitlines()[-3:]) or f"it ends with {compose.returncode}"
         remedy = (
-            "see `docker compose config`; without the plugin: install Docker Compose (docs.docker.com/compose/install)"
+            "see `docker info` and `docker compose config`; without the plugin: install Docker Compose "
+            "(docs.docker.com/compose/install)"
         )
         raise UsageError(f"Docker Compose refuses: {last}", where=str(project / "compose.yaml"), remedy=remedy)
     return out
-
-
-def _remove(container: Container) -> None:
-    """Whatever state it is in; SIGTERM first, so that the stage ends its server and says so."""
-    from docker.errors import APIError, NotFound
-
-    try:
-        container.stop(timeout=_SECONDS_TO_END)
-        container.remove(force=True)
-    except NotFound:
-        return
-    except APIError as error:
-        if error.status_code != 409:  # it is being removed already
-            raise
-
-
-@contextmanager
-def _in_our_words() -> Iterator[None]:
-    """
-    Raises:
-        UsageError: instead of what the engine's client raises.
-    """
-    from docker.errors import DockerException, NotFound
-    from requests import RequestException
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except NotFound:
-        raise UsageError(
-            "the container was removed while it ran", remedy="run this again: it goes on where it was"
-        ) from None
-    except (DockerException, RequestException, HTTPError) as error:
-        raise UsageError(
-            f"the container engine fails: {_reason(error)}", remedy="see `docker info`; then run this again"
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

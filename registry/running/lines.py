@@ -13,9 +13,12 @@ class Lines:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
+        self.fed = 0
+        """Bytes."""
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
+        self.fed += len(data)
         *whole, self._rest = (self._rest + data).split(b"\n")
         for line in whole:
             self._hand_on(line)

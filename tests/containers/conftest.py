@@ -95,7 +95,6 @@ class Compose:
 
     def empty_registry(self, owner: int = UID) -> None:
         """As in a fresh clone: a folder with its .gitignore and nothing else."""
-        self.own(self.project, UID)
         shutil.rmtree(self.models, ignore_errors=True)
         self.models.mkdir()
         (self.models / ".gitignore").write_text("*\n!.gitignore\n")
@@ -128,6 +127,7 @@ def compose(project: Path) -> Iterator[Compose]:
     made = Compose(folder, others | settings)
     made("build", "--quiet")
     try:
+        made.own(folder, UID)
         made.empty_registry()
         yield made
     finally:

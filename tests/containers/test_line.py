@@ -87,6 +87,7 @@ def test_the_line_again_makes_nothing_new(line: Compose) -> None:
     line.run("eval", "--candidate", JUDGED)
     line.run("registry", "gate", JUDGED, "--policy", "policies/toy.yaml", "--baseline", "toy")
     line.run("registry", "promote", JUDGED)
+    line("rm", "--force", "--stop", "verifier")  # stays after an eval by hand
     assert records() == before
 
 
@@ -104,7 +105,7 @@ def test_the_promoted_candidate_is_served_as_it_was_judged(line: Compose) -> Non
         log = line("logs", "--no-log-prefix", "serve")
     finally:
         line("stop", "--timeout", "30", "serve")
-        states = subprocess.run(
+        (code,) = subprocess.run(
             ["docker", "inspect", "--format", "{{.State.ExitCode}}", *line.containers()],
             capture_output=True,
             text=True,
@@ -113,7 +114,7 @@ def test_the_promoted_candidate_is_served_as_it_was_judged(line: Compose) -> Non
         line("rm", "--force")
     said = line.run("registry", "show", "best", "--serve").stdout.strip()
     assert said.replace("--host 127.0.0.1", "--host 0.0.0.0") in (log.stdout + log.stderr)
-    assert states != ["137"], "the server had to be killed"
+    assert code != "137", "the server had to be killed"
     assert line.containers() == []
 
 

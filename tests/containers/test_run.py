@@ -10,12 +10,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.containers.conftest import UID, Compose
+from tests.support.dropping import Dropping
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -26,12 +28,23 @@ steps:
   - prune: {{compression: {compression}, mix: mixes/toy/broad.yaml}}
   - quantize: {{format: fp8-block}}
 """
-JUDGED = """\
+ONE = """\
 name: {name}
 parent: toy
 steps:
-  - evaluate: {{packs: [toy-facts]}}
+  - {step}
 """
+
+FIRST = {
+    "prune": "prune: {compression: 0.5, mix: mixes/toy/broad.yaml}",
+    "mix": "prune: {compression: 0.5, mix: mixes/far.yaml}",
+    "quantize": "quantize: {}",
+    "train": "train: {mix: mixes/toy/train/toolcall.yaml, reference: mixes/toy/train/reference.yaml}",
+    "eval": "evaluate: {packs: [toy-facts]}",
+}
+"""A step for each service that a run starts, as the first of a recipe."""
+
+STARTED_WITH = {"eval": ("verifier",)}
 
 ALIKE = ("User", "WorkingDir", "Entrypoint", "Cmd", "Env", "Image", "Volumes", "StopSignal", "Tty")
 
@@ -47,10 +60,8 @@ def place(compose: Compose) -> Iterator[Compose]:
         compose.registry("add", "toy", "stages/toy/checkpoint")
         yield compose
     finally:
-        compose.own(compose.project, os.getuid())
         shutil.rmtree(compose.models)
         shutil.move(kept, compose.models)
-        compose.own(compose.project, UID)
 
 
 def _recipe(compose: Compose, text: str, **values: str) -> str:
@@ -97,35 +108,27 @@ def test_a_recipe_runs_in_containers_as_in_processes_and_leaves_none(place: Comp
 
 
 def test_a_service_is_what_docker_compose_run_makes_of_it(place: Compose) -> None:
-    recipes = [
-        _recipe(place, CUT, name="alike", compression="0.5"),
-        _recipe(place, JUDGED, name="asked"),
-    ]
-    ours: dict[str, dict[str, Any]] = {}
-    with _started(place, *recipes) as running:
-        while running.poll() is None and len(ours) < 4:
-            for name in place.containers():
-                with_name = _inspected(name)
-                if with_name and with_name["State"]["Running"]:
-                    ours.setdefault(with_name["Config"]["Labels"]["com.docker.compose.service"], with_name)
-            time.sleep(0.05)
-    assert {"prune", "quantize", "eval"} <= set(ours)
-    for service in ("prune", "quantize", "eval"):
+    far = place.project / "mixes" / "far.yaml"
+    far.write_text("name: far\ndatasets:\n  - {hub: org/rows, config: all, count: 1}\n")
+    for first, step in FIRST.items():
+        recipe = _recipe(place, ONE, name=first, step=step)
+        with _started(place, recipe):
+            ours = {each: _until(partial(_of_service, place, each)) for each in (first, *STARTED_WITH.get(first, ()))}
+        assert place.containers() == []
         name = f"{place.name}-by-hand"
-        words = ours[service]["Config"]["Cmd"]
-        place("run", "--detach", "--no-TTY", "--name", name, service, *words)
+        place("run", "--detach", "--no-TTY", "--name", name, first, *ours[first]["Config"]["Cmd"])
         try:
-            (theirs,) = _inspect(name)
+            for service, of_ours in ours.items():
+                assert _settings(of_ours) == _settings(_of_service(place, service)), service
         finally:
             subprocess.run(["docker", "rm", "--force", name], check=True, capture_output=True)
             place("rm", "--force", "--stop")
-        assert _settings(ours[service]) == _settings(theirs), service
-    assert place.containers() == []
+    far.unlink()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_whoever_ends_it_waits_seconds_and_finds_nothing_left(place: Compose, how: signal.Signals) -> None:
-    recipe = _recipe(place, JUDGED, name="ended")
+    recipe = _recipe(place, ONE, name="ended", step=FIRST["eval"])
     running = place.started("run", recipe)
     _until(lambda: "starting" in _lines(place))
     begun = time.monotonic()
@@ -133,14 +136,14 @@ def test_whoever_ends_it_waits_seconds_and_finds_nothing_left(place: Compose, ho
     _, said = running.communicate(timeout=60)
     assert time.monotonic() - begun < 25
     assert running.returncode == 130
-    assert "interrupted: what was finished is kept" in said
+    assert said.count("interrupted: what was finished is kept") == 2, "the stage's last word and the run's"
     assert "Traceback" not in said
     assert place.containers() == []
 
 
 def test_what_a_killed_run_leaves_is_removed_by_the_next(place: Compose) -> None:
     """The stage's container, and the service that was started for it."""
-    running = place.started("run", _recipe(place, JUDGED, name="killed"))
+    running = place.started("run", _recipe(place, ONE, name="killed", step=FIRST["eval"]))
     _until(lambda: len(place.containers()) > 1)
     running.kill()
     running.communicate()
@@ -148,6 +151,35 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(place: Compose) -> None
     assert "removed 1 container that an earlier run left behind" in done.stderr
     assert place.containers() == []
     place.registry("verify", "next")
+
+
+def test_an_engine_that_is_started_again_costs_no_line_and_one_that_is_gone_not_the_table(place: Compose) -> None:
+    path = place.project.parent / "engine.sock"
+    engine = Dropping(path)
+    through = Compose(place.project, place.environment | {"DOCKER_HOST": f"unix://{path}"})
+    recipes = [_recipe(place, ONE, name=name, step=FIRST["prune"]) for name in ("again", "gone")]
+    try:
+        running = through.started("run", recipes[0])
+        _until(lambda: "preflight" in _lines(place))
+        engine.drop()
+        time.sleep(1)
+        engine.answers = True
+        _, said = running.communicate(timeout=90)
+        assert running.returncode == 0, said
+        assert said.count("again: 8 of 16 experts stay") == 1
+        running = through.started("run", recipes[1])
+        _until(lambda: _of_service(place, "prune"))
+        engine.drop()
+        out, said = running.communicate(timeout=90)
+        assert running.returncode == 2, said
+        assert [line.split()[0] for line in out.splitlines()] == ["recipe", "gone"]
+        assert "a container may be left, which the next run removes" in said
+        engine.answers = True
+        assert "removed 1 container" in through.registry("run", recipes[0]).stderr
+        assert place.containers() == []
+    finally:
+        engine.close()
+        path.unlink()
 
 
 def test_a_step_that_fails_ends_its_recipe_alone_and_leaves_no_container(place: Compose) -> None:
@@ -205,11 +237,16 @@ def _started(place: Compose, *recipes: str) -> Iterator[subprocess.Popen[str]]:
         running.communicate(timeout=60)
 
 
-def _inspected(name: str) -> dict[str, Any] | None:
-    try:
-        return _inspect(name)[0]
-    except subprocess.CalledProcessError:  # gone
-        return None
+def _of_service(place: Compose, service: str) -> dict[str, Any] | None:
+    """Its container, once it has been started."""
+    for name in place.containers():
+        try:
+            (found,) = _inspect(name)
+        except subprocess.CalledProcessError:  # gone
+            continue
+        if found["Config"]["Labels"]["com.docker.compose.service"] == service and found["State"]["Pid"]:
+            return found
+    return None
 
 
 def _lines(place: Compose) -> str:

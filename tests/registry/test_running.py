@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -15,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gates.errors import UsageError
-from registry import generations, promotion
+from registry import generations, output, promotion
 from registry.commands.running import table
 from registry.judging import read_policy
 from registry.recipes import read_recipe
 from registry.running import Outcome, checks, planned, records, run, summary
-from registry.running.containers import _agree
+from registry.running.containers import Containers, _agree
 from registry.running.lines import Lines
 from registry.running.local import Processes
 from registry.running.plan import KINDS, Task, tasks
@@ -185,6 +189,7 @@ def test_a_public_set_that_was_not_fetched_is_named_before_anything_starts(store
     ("change", "words"),
     [
         (("floor.yaml}", "floor.yaml, baseline: nobody}"), ["step 3 (gate)", "nobody"]),
+        (("floor.yaml", "drop.yaml"), ["step 3 (gate)", "compares with a baseline", "baseline: base"]),
         (("channel: best", "channel: base"), ["step 4 (promote)", "base is a candidate"]),
         (("channel: best", "channel: mine"), ["step 4 (promote)", "mine is a candidate"]),
         (("floor.yaml", "other.yaml"), ["step 4 (promote)", "bound to the policy floor"]),
@@ -198,6 +203,8 @@ def test_a_baseline_or_a_channel_that_cannot_be_is_said_before_anything_starts(s
     records.done(store, project, Task(path=PurePosixPath("r"), recipe=_gated(project), number=1))
     policy = (project / "policies" / "floor.yaml").read_text()
     (project / "policies" / "other.yaml").write_text(policy.replace("name: floor", "name: other"))
+    dropping = policy.replace("floor: ", "drop: ").replace("at_least", "at_most").replace("name: floor", "name: drop")
+    (project / "policies" / "drop.yaml").write_text(dropping)
     (project / "recipes" / "mine.yaml").write_text(RECIPE.replace(*change))
     for attempt in (run, planned):
         with pytest.raises(UsageError) as caught:
@@ -280,6 +287,27 @@ def test_a_stage_that_fails_ends_its_recipe_and_not_the_next(store, project, pro
     assert capsys.readouterr().err.count("on its way") == 2
 
 
+def test_what_needs_a_candidate_that_a_recipe_before_did_not_make_is_not_begun(store, project, capsys):
+    """Not even where another has its name: it is not what was asked for."""
+    stores.add(store, "first", project.parent / "sources", seed=1)
+    recipes = {
+        "first": "parent: base\nsteps: [{quantize: {}}]",
+        "second": "parent: first\nsteps: [{quantize: {}}]",
+        "third": "parent: second\nsteps: [{quantize: {}}]",
+        "judged": "parent: base\nsteps: [{gate: {policy: policies/floor.yaml, baseline: first}}]",
+        "alone": "parent: base\nsteps: [{quantize: {}}]",
+    }
+    for name, rest in recipes.items():
+        made = "base" if name == "judged" else name
+        (project / "recipes" / f"{name}.yaml").write_text(f"name: {made}\n{rest}\n")
+    stage(project, "quantize", "print('started', sys.argv)\nsys.exit(5 if 'recipes/first.yaml' in sys.argv else 0)")
+    outcomes = run(store.layout.root, project, [Path(f"recipes/{name}.yaml") for name in recipes], where="local")
+    assert [each.code for each in outcomes] == [5, 2, 2, 2, 0]
+    told = "{} was not made: the recipe that makes it failed before"
+    assert [each.reason for each in outcomes[1:4]] == [told.format(name) for name in ("first", "second", "first")]
+    assert capsys.readouterr().err.count("started") == 2
+
+
 def test_what_a_stage_leaves_behind_does_not_keep_its_end_from_being_seen(project):
     begun = time.monotonic()
     code, said = ran(project, "evaluate", "print('it')\nsubprocess.Popen(['sleep', '60'])\nsys.exit(3)")
@@ -304,6 +332,36 @@ def test_ctrl_c_ends_the_stage_once_and_shows_its_last_words(project, tmp_path):
         Processes(project / "models", project).run(task(project), [], said.append)
     watch.join()
     assert said == ["ready", "ending this step …", "told to end"]
+
+
+@pytest.mark.parametrize("how", ["closed", "Ctrl-C twice"])
+def test_whoever_leaves_the_terminal_finds_no_stage_left_and_no_gate_failed(store, project, how):
+    """A terminal that is closed takes nothing more, from this process or a bar's thread."""
+    stage(project, "evaluate", "print('ready', flush=True)\ntime.sleep(60)")
+    stage(project, "prune", "")
+    words = ["run", "--local", "--root", str(store.layout.root), "--project", str(project), "recipes/mine.yaml"]
+    terminal, theirs = os.openpty()
+    running = subprocess.Popen(
+        [sys.executable, "-m", "registry", *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    said = b""
+    while b"ready" not in said:
+        said += os.read(terminal, 1 << 16)
+    if how == "closed":
+        os.close(terminal)
+    else:
+        os.write(terminal, b"\x03\x03")
+    assert running.wait(20) == output.INTERRUPTED
+    done = subprocess.run(["pgrep", "--full", str(store.layout.root)], capture_output=True)
+    assert done.stdout == b""
+    if how != "closed":
+        os.close(terminal)
 
 
 def test_a_closed_registry_is_told_apart_from_a_missing_environment_in_a_container(project, monkeypatch):
@@ -412,6 +470,31 @@ def test_progress_is_told_beside_the_bar_with_its_unit_and_what_is_left():
 def test_a_preflight_is_told_in_a_line_and_its_warnings():
     report = json.loads('{"what": "preflight a", "change": "12 of 16 experts stay", "warnings": ["memory is short"]}')
     assert told(report) == ["preflight a: 12 of 16 experts stay", "warning: memory is short"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("where: /models/candidates/a", "where: /home/anna/big $1/candidates/a"),
+        ('{"where": "/work/recipes/a.yaml"}', '{"where": "/home/anna/sluice/recipes/a.yaml"}'),
+        ("looked in /models, and in /work.", "looked in /home/anna/big $1, and in /home/anna/sluice."),
+        ("(/models) '/work'", "(/home/anna/big $1) '/home/anna/sluice'"),
+        *(
+            (text, text)
+            for text in ("http://host/models/a", "GET /v1/models", "/workers /models.old /models-2 ~/work/a")
+        ),
+        *((text, text) for text in ("/run/verifier/verifier.sock", "../work/a", "a/work/b", "no folder")),
+    ],
+)
+def test_what_a_container_says_of_folders_is_told_as_this_machine_calls_them(tmp_path, line, told):
+    """Compose writes a $ twice."""
+    volumes = [
+        {"type": "bind", "source": "/home/anna/big $$1", "target": "/models"},
+        {"type": "bind", "source": "/home/anna/sluice", "target": "/work"},
+        {"type": "volume", "source": "verifier", "target": "/run/verifier"},
+    ]
+    containers = Containers(tmp_path, tmp_path, None, {"services": {"eval": {"volumes": volumes}}})
+    assert containers._named_outside(line, "eval") == told
 
 
 def test_a_registry_that_nobody_chose_gives_way_to_the_one_of_env(tmp_path, monkeypatch):

@@ -270,9 +270,10 @@ def _sizes(spec: Spec, written: Format) -> Iterator[tuple[str, int]]:
     assert spec.part is not None
     name = _PART_OF_ROLE[spec.part.role]
     if written in ("nf4", "nf4-double") and spec.part.projection:
-        scales = prod(spec.shape) // NF4_BLOCK
-        yield name, prod(spec.shape) // 2
-        yield "scales", scales * 4 if written == "nf4" else scales + scales // NF4_SCALES * 4
+        matrices, numbers = _for_training(spec)
+        scales = -(-numbers // NF4_BLOCK)
+        yield name, matrices * -(-numbers // 2)
+        yield "scales", matrices * (scales * 4 if written == "nf4" else scales + -(-scales // NF4_SCALES) * 4)
         return
     if written != "fp8-block" or not spec.part.quantized:
         yield name, prod(spec.shape) * DTYPES[spec.dtype]
@@ -288,6 +289,16 @@ def _matrices(spec: Spec) -> Iterable[tuple[int, ...]]:
         return (spec.shape,)
     experts, both, width = spec.shape
     return ((experts, both // 2, width),) * 2
+
+
+def _for_training(spec: Spec) -> tuple[int, int]:
+    """How many matrices of experts a tensor holds, and of how many numbers each: of gate and up, which are quantised as
+    one, the first stands for both."""
+    assert spec.part is not None
+    count, numbers = (1, prod(spec.shape)) if len(spec.shape) == 2 else (spec.shape[0], prod(spec.shape[1:]))
+    if spec.part.projection == "gate_proj":
+        return count, 2 * numbers
+    return 0 if spec.part.projection == "up_proj" else count, numbers
 
 
 def _decimal(share: Fraction) -> Decimal:

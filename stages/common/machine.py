@@ -1,11 +1,38 @@
-"""What memory this machine has, asked without taking any."""
+"""What this machine has: devices, and memory, asked without taking any."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gates.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 _GROUP = Path("/sys/fs/cgroup")
+_LIMITS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+"""Where control groups of the second version and of the first say what may be taken, what is, and how much of that are
+files that were read: those go when somebody needs the memory."""
+
+
+def device_of(name: str) -> torch.device:
+    """The device called `name`; of `auto`, CUDA where there is one.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here", where="--device", remedy="leave --device out, or say cpu")
+    return torch.device(name)
 
 
 def available_memory() -> int | None:
@@ -18,11 +45,13 @@ def available_memory() -> int | None:
         found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     except (OSError, ValueError):
         return None
-    try:
-        limit, taken = ((_GROUP / f"memory.{name}").read_text(encoding="ascii").strip() for name in ("max", "current"))
-        found += [max(0, int(limit) - int(taken))] if limit != "max" else []
-    except (OSError, ValueError):
-        pass  # the first version of control groups, or none
+    for limit, taken, parts, cached in _LIMITS:
+        try:
+            may, has = (int((_GROUP / name).read_text(encoding="ascii")) for name in (limit, taken))
+            rows = dict(line.split() for line in (_GROUP / parts).read_text(encoding="ascii").splitlines())
+            found.append(max(0, may - has + int(rows[cached])))
+        except (OSError, ValueError, KeyError):
+            pass  # the other version, or no limit ("max")
     return min(found, default=None)
 
 

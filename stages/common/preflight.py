@@ -263,6 +263,6 @@ def _too_small(report: Report) -> UsageError:
         f"{on_the_way(demand)}; {output.size(demand.disk)} are needed at once, and "
         f"{output.size(free)} are free",
         where=report.where,
-        remedy="make room (registry df, registry gc), take fewer rows in the mix, or cut them shorter "
-        "(sequence_length)",
+        remedy="make room (registry df, registry gc)"
+        + (", take fewer rows in the mix, or cut them shorter (sequence_length)" if demand.spool else ""),
     )

@@ -32,26 +32,12 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from gates.errors import UsageError
 from stages.common import experts, loading, mtp
 from stages.common.calibration import Batch
 from stages.common.checkpoint import Checkpoint
 from stages.common.experts import Routing
 
-__all__ = ["Block", "LayerStream", "Routing", "device_of", "dtype_of"]
-
-
-def device_of(name: str) -> torch.device:
-    """The device called `name`; of `auto`, CUDA where there is one.
-
-    Raises:
-        UsageError: there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no CUDA device here", where="--device", remedy="leave --device out, or say cpu")
-    return torch.device(name)
+__all__ = ["Block", "LayerStream", "Routing", "dtype_of"]
 
 
 def dtype_of(device: torch.device) -> torch.dtype:

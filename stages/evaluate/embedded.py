@@ -51,12 +51,12 @@ def main() -> None:
 def describe() -> dict[str, Any]:
     """What this engine is here, as far as it bears on answers. Nothing heavy is imported: this takes milliseconds."""
     torch_version = version("torch")
-    device = os.environ.get("SLUICE_DEVICE") or ("cuda" if _gpu_for(torch_version) else "cpu")
+    device = "cuda" if os.environ.get("SLUICE_DEVICE") != "cpu" and _gpu_for(torch_version) else "cpu"
     return {
         "engine": "embedded",
         "engine_version": f"{REVISION} (transformers {version('transformers')}, torch {torch_version})",
         "device": device,
-        "dtype": "bfloat16" if device.startswith("cuda") else "float32",
+        "dtype": "bfloat16" if device == "cuda" else "float32",
     }
 
 

@@ -91,7 +91,7 @@ def freeze(job: Job) -> None:
 
 def _leased(job: Job) -> AbstractContextManager[object]:
     """The device, for a criterion that computes."""
-    from stages.common.streaming import device_of
+    from stages.common.machine import device_of
 
     return nullcontext() if job.settings.criterion == "random" else job.leased(device_of(job.device).type)
 
@@ -176,7 +176,7 @@ def _inputs(settings: Prune, source: Candidate, mix: MixUse) -> Inputs:
 def _report(job: Job, taken: _Taken, begun: float) -> Report:
     """What the run will read and ask for. A criterion that looks at no data reads nothing."""
     from stages.common.checkpoint import Checkpoint
-    from stages.common.streaming import device_of
+    from stages.common.machine import device_of
     from stages.prune.demand import demand_of
 
     settings, root = job.settings, job.store.layout.root
@@ -236,7 +236,8 @@ def _choices(job: Job, source: Checkpoint, keep: int, batches: list[calibration.
         there = [*architecture.expert_layers, *(mtp.layers(source) if settings.mtp == "prune" else [])]
         return [by_chance(layer, architecture.experts, keep, settings.seed, architecture.groups) for layer in there]
 
-    from stages.common.streaming import LayerStream, device_of
+    from stages.common.machine import device_of
+    from stages.common.streaming import LayerStream
     from stages.prune import layers
 
     stream = LayerStream(source, device_of(job.device))

@@ -15,6 +15,7 @@ from registry import fs, output
 from registry.facts import FP8_BLOCK
 from registry.manifests import Inputs
 from registry.progress import progress
+from stages.common.machine import device_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,8 @@ def quantize(job: Job) -> None:
     """Makes the candidate `job.makes` from `job.source`, or finds it made.
 
     Raises:
-        UsageError: the source is quantised already, a dimension does not divide by 128, or the result would not fit the
-            card or the disk; nothing is written.
+        UsageError: the device is not there, the source is quantised already, a dimension does not divide by 128, or the
+            result would not fit the card or the disk; nothing is written.
         IntegrityError: the source is damaged, a weight holds NaN or infinity, or a tensor is not accounted for.
     """
     stated = job.source.manifest.shape.quantization
@@ -55,14 +56,16 @@ def quantize(job: Job) -> None:
     )
     if job.made(inputs):
         return
+    device = device_of(job.device)
     predicted = _refuse_early(job)
-    with job.store.step(inputs.identity()) as folder, _leased(job):
+    with job.store.step(inputs.identity()) as folder, _leased(job, device):
         account = write_fp8(
             job.source.resolved(),
             folder / "model",
             what=f"quantize {job.makes}",
             shard_size=job.settings.shard_size,
             journal=folder / "noise",
+            device=device,
         )
         if account.after != predicted:
             raise IntegrityError(f"{account.after} bytes of tensors were written, but config.json makes it {predicted}")
@@ -75,16 +78,21 @@ def quantize(job: Job) -> None:
 
 
 def write_fp8(
-    source_folder: Path, target: Path, *, what: str, shard_size: int | None = None, journal: Path | None = None
+    source_folder: Path,
+    target: Path,
+    *,
+    what: str,
+    shard_size: int | None = None,
+    journal: Path | None = None,
+    device: torch.device | None = None,
 ) -> Account:
     """Writes the checkpoint of `source_folder` in block FP8 to `target`, with progress called `what`.
-
-    The cast runs on a CUDA device where there is one.
 
     Args:
         shard_size: bytes of tensors in a shard; None keeps the source's shards.
         journal: a folder for what casting measured, so that finished shards of an interrupted call can stay; without
             it, all shards are written again.
+        device: where the cast runs; None is the CPU.
 
     Raises:
         UsageError: a dimension does not divide by 128.
@@ -102,7 +110,7 @@ def write_fp8(
     source = Checkpoint(source_folder)
     refuse_uneven(source)
     noise: dict[str, Noise] = {}
-    changes = fp8_changes(source, noise, _device())
+    changes = fp8_changes(source, noise, device or torch.device("cpu"))
     notes = Journal(journal, target, noise)
     with progress(what, total=source.size, unit="B") as bar:
         rewrite(
@@ -117,16 +125,9 @@ def write_fp8(
     return account_of(source.architecture, source.tensors, Checkpoint(target).tensors, notes.complete())
 
 
-def _device() -> torch.device:
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _leased(job: Job) -> AbstractContextManager[object]:
+def _leased(job: Job, device: torch.device) -> AbstractContextManager[object]:
     """The GPU that the cast runs on. On a CPU the cast is a stream from disk to disk, which is in nobody's way."""
-    device = _device().type
-    return nullcontext() if device == "cpu" else job.leased(device)
+    return nullcontext() if device.type == "cpu" else job.leased(device.type)
 
 
 def _refuse_early(job: Job) -> int:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from gates.errors import UsageError
 from registry import frozen, fs, output
+from registry.lineage import ancestry
 from registry.manifests import Inputs, MixUse
 from registry.progress import progress
 from registry.recipes import Train
 from stages.common import calibration, preflight, preflight_view
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from registry.store import Candidate
@@ -121,16 +123,24 @@ def take(job: Job) -> Taken:
         )
     mix, rows = calibration.take(job.settings.mix, job.project, store=job.store)
     reference, reference_rows = calibration.take(job.settings.reference, job.project, store=job.store)
-    trained_on = {_said(row) for row in rows.splitlines()}
+    trained_on = {_said(row) for each in (rows, *_trained_on_before(job)) for row in each.splitlines()}
     same = sum(_said(row) in trained_on for row in reference_rows.splitlines())
     if same:
         raise UsageError(
-            f"{same} of the reference's {len(reference_rows.splitlines())} rows are in the mix too: what a model "
-            "is trained on does not show how it does elsewhere",
+            f"{same} of the reference's {len(reference_rows.splitlines())} rows are in the mix too, or in one that "
+            f"{job.source.name} was trained on: what a model is trained on does not show how it does elsewhere",
             where=f"{job.where}.reference",
             remedy="hold the reference's rows out of the mix: other files, or skip: [NUMBER, …]",
         )
     return Taken(mix, rows, reference, reference_rows, _inputs(job.settings, job.source, mix, reference))
+
+
+def _trained_on_before(job: Job) -> Iterator[bytes]:
+    """The rows of the mixes that the source was trained on, as far as they are in this registry."""
+    for _, manifest in ancestry(job.store, job.source.digest):
+        mix = manifest.inputs.mix
+        if manifest.inputs.op == "train" and mix is not None and job.store.layout.blob(mix.rows).is_file():
+            yield job.store.read(mix.rows)
 
 
 def _said(row: bytes) -> bytes:
@@ -180,7 +190,7 @@ def _exact(number: Any) -> str:
 
 def read(job: Job, taken: Taken) -> Work:
     """As `reading.read`, for a job."""
-    from stages.common.streaming import device_of
+    from stages.common.machine import device_of
     from stages.train import reading
 
     device = device_of(job.device)  # refused here, if it is not there

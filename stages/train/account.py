@@ -95,7 +95,7 @@ def _weights(name: str, module: Experts4bit) -> Iterator[Any]:
         for expert, linear in enumerate(linears):
             weight: Any = linear.weight
             state = getattr(weight, "quant_state", None)
-            packed = weight.dtype == torch.uint8 and 2 * weight.numel() == shape[0] * shape[1]
+            packed = weight.dtype == torch.uint8 and weight.numel() == -(-shape[0] * shape[1] // 2)
             if state is None or not packed or tuple(state.shape) != shape:
                 raise IntegrityError(
                     f"this expert was not quantised: {weight.dtype} {list(weight.shape)}",

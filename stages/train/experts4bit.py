@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from copy import copy
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from gates.errors import IntegrityError
 from stages.common import loading
@@ -21,8 +24,8 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 QUANTISER = "nf4"
 BLOCK = 64
-"""How many numbers share a scale, as in QLoRA (https://arxiv.org/abs/2305.14314). The rows of a matrix have to consist
-of whole blocks: of others, bitsandbytes 0.50.2 makes wrong numbers on a CPU, without a word (docs/experiments.md)."""
+"""How many numbers share a scale, as in QLoRA (https://arxiv.org/abs/2305.14314): of a matrix along its rows, and on
+from one row into the next."""
 
 
 class Experts4bit(nn.Module):
@@ -73,9 +76,43 @@ class Experts4bit(nn.Module):
         return (answers * weights.unsqueeze(-1)).sum(dim=1).to(states.dtype)
 
     def _answer(self, expert: int, states: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up_proj[expert](states).chunk(2, dim=-1)
-        answer: torch.Tensor = self.down_proj[expert](self.act_fn(gate) * up)
+        gate, up = _product(self.gate_up_proj[expert], states).chunk(2, dim=-1)
+        return _product(self.down_proj[expert], self.act_fn(gate) * up)
+
+
+def _product(linear: Any, states: torch.Tensor) -> torch.Tensor:
+    """What `linear` (of `quantised`) makes of states [n, in]. Where its rows are not whole blocks, bitsandbytes 0.50.2
+    reads them wrongly on a CPU, without a word, and warns on a GPU (docs/experiments.md)."""
+    if linear.in_features % BLOCK == 0:
+        answer: torch.Tensor = linear(states)
         return answer
+    return _InNumbers.apply(states, linear.weight)
+
+
+class _InNumbers(torch.autograd.Function):
+    """states · Wᵀ, as `Linear4bit` computes it: W is in numbers only while it is used, for the backward pass too."""
+
+    @staticmethod
+    def forward(context: Any, states: torch.Tensor, weight: Any) -> torch.Tensor:
+        context.weight = weight
+        return functional.linear(states, numbers(weight))
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient @ numbers(context.weight), None
+
+
+def numbers(weight: Any) -> torch.Tensor:
+    """The matrix [out, in] that the four bits of `weight` (of `quantised`) stand for, in the dtype that it had.
+
+    They are read as one row: so a kernel of bitsandbytes that takes each row to begin a block reads any width rightly.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = copy(weight.quant_state)
+    shape, state.shape = state.shape, torch.Size((1, 2 * weight.numel()))
+    row: torch.Tensor = dequantize_4bit(weight.data, state)
+    return row.flatten()[: shape.numel()].view(shape)
 
 
 def _matrices(

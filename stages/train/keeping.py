@@ -1,7 +1,7 @@
 """What a training run keeps so that it can go on where it was: one file, complete from the moment that it is there.
 
 It is safetensors: trainers of others keep the optimiser and the random numbers as pickles, which run code when they are
-read.
+read. Its name holds the digest of its bytes: a run that went on from a damaged number would end in another candidate.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from gates import canonical
 from gates.errors import IntegrityError
 from registry import fs
 from stages.train.detector import Point
@@ -55,11 +56,12 @@ def keep(folder: Path, kept: Kept) -> None:
         "points": [{name: getattr(point, name) for name in Point.__dataclass_fields__} for point in kept.points],
         "scales": {name: delta.scale for name, delta in kept.best.items()},
     }
-    path = folder / f"step-{kept.step:08d}-{len(kept.points):06d}.safetensors"
+    data = save({name: each.contiguous() for name, each in tensors.items()}, {"run": json.dumps(said)})
+    path = folder / f"step-{kept.step:08d}-{len(kept.points):06d}-{canonical.digest(data)}.safetensors"
     fs.make_folders(folder)
     older = [each for each in folder.glob(_LATEST) if each != path]
     if not path.exists():
-        fs.write_new(path, save({name: each.contiguous() for name, each in tensors.items()}, {"run": json.dumps(said)}))
+        fs.write_new(path, data)
     for each in older:
         fs.remove_tree(each)
 
@@ -70,30 +72,38 @@ def newest(folder: Path) -> Kept | None:
     Raises:
         IntegrityError: it is damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     found = max(folder.glob(_LATEST), default=None)
     if found is None:
         return None
     try:
-        with safe_open(found, "pt") as file:
-            said = json.loads(file.metadata()["run"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        return Kept(
-            losses=tuple(said["losses"]),
-            points=tuple(Point(**point) for point in said["points"]),
-            best={
-                name: Delta(tensors[f"best.a/{name}"], tensors[f"best.b/{name}"], scale)
-                for name, scale in said["scales"].items()
-            },
-            **{part: _part(tensors, part) for part in _PARTS},
-        )
+        return _read(found)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise IntegrityError(
             f"what the training run kept is damaged: {error}",
             where=str(found),
             remedy="remove it, and the run begins anew",
         ) from None
+
+
+def _read(path: Path) -> Kept:
+    from safetensors import safe_open
+
+    if canonical.digest(path.read_bytes()) != path.stem.rpartition("-")[2]:
+        raise ValueError("its bytes are not those that were written")
+    with safe_open(path, "pt") as file:
+        said = json.loads(file.metadata()["run"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    return Kept(
+        losses=tuple(said["losses"]),
+        points=tuple(Point(**point) for point in said["points"]),
+        best={
+            name: Delta(tensors[f"best.a/{name}"], tensors[f"best.b/{name}"], scale)
+            for name, scale in said["scales"].items()
+        },
+        **{part: _part(tensors, part) for part in _PARTS},
+    )
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ BF16 at a time, so what is held while loading is the 4-bit model so far and that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,10 @@ from stages.common import loading, mtp
 from stages.common.checkpoint import Checkpoint
 from stages.common.memory import give_back
 from stages.common.streaming import dtype_of
-from stages.train.experts4bit import BLOCK, Experts4bit
+from stages.train.experts4bit import Experts4bit
+
+_ALIGNED = 16
+"""Bytes, of which a row of a matrix has to be a multiple where torch multiplies experts all at once (grouped_mm)."""
 
 
 def load(
@@ -44,13 +47,15 @@ def load(
         UsageError: as `refuse`.
         IntegrityError: a tensor is missing, too much or of another shape, or holds NaN or infinity.
     """
-    refuse(checkpoint, settings)
+    refuse(checkpoint)
     dtype = dtype or dtype_of(device)
     config = AutoConfig.from_pretrained(checkpoint.folder).get_text_config()
     config.tie_word_embeddings = mtp.head_of(checkpoint) == mtp.embedding_of(checkpoint)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     decoder = model.get_decoder()
+    if any(row % _ALIGNED for row in _rows_of_experts(decoder)):
+        model.set_experts_implementation("eager")
     for number, layer in enumerate(decoder.layers):
         _fill(layer, checkpoint, number, settings, device, dtype)
         give_back()
@@ -60,11 +65,10 @@ def load(
     return model.requires_grad_(False)
 
 
-def refuse(checkpoint: Checkpoint, settings: Train) -> None:
+def refuse(checkpoint: Checkpoint) -> None:
     """
     Raises:
-        UsageError: the checkpoint is quantised, of a family that is not trained, or has experts that four bits cannot
-            hold.
+        UsageError: the checkpoint is quantised, or of a family that is not trained.
     """
     where = str(checkpoint.folder)
     small = [name for name, tensor in checkpoint.tensors.items() if tensor.dtype not in ("BF16", "F16", "F32")]
@@ -78,14 +82,14 @@ def refuse(checkpoint: Checkpoint, settings: Train) -> None:
     if not family.trainable:
         trained = sorted(name for name, each in families().items() if each.trainable)
         raise UsageError(f"{family.model_type} is not trained", where=where, remedy=f"what is: {', '.join(trained)}")
-    for name in checkpoint.tensors if settings.experts == "nf4" else ():
-        spec = checkpoint.architecture.spec(name)
-        if spec is not None and spec.part is not None and spec.part.projection and spec.shape[-1] % BLOCK:
-            raise UsageError(
-                f"NF4 needs rows that divide by {BLOCK}; {name} is {' x '.join(map(str, spec.shape))}",
-                where=where,
-                remedy="train with experts: bf16",
-            )
+
+
+def _rows_of_experts(decoder: Any) -> Iterator[int]:
+    """The bytes of the rows of all experts' matrices."""
+    for layer in decoder.layers:
+        experts = getattr(layer.mlp, "experts", None)
+        for weight in () if experts is None else experts.parameters():
+            yield weight.shape[-1] * weight.element_size()
 
 
 def _fill(

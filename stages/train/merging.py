@@ -46,6 +46,10 @@ class Delta:
         return added.to(matrix.dtype)
 
 
+class OverflowsError(IntegrityError):
+    """What was trained is more than the dtype of a tensor can hold."""
+
+
 def deltas(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Delta]:
     """What the adapters of `model` (of `adapters.attach`) add, by the names that `checkpoint` has on disk. They are
     copies: further training does not change them.
@@ -85,8 +89,8 @@ def merge(
         shard_size: bytes of tensors in a shard; None keeps the checkpoint's shards.
 
     Raises:
-        IntegrityError: the checkpoint is damaged, a delta is of no tensor or of another shape, or one makes a tensor
-            NaN or infinity.
+        IntegrityError: the checkpoint is damaged, or a delta is of no tensor or of another shape.
+        OverflowsError: a delta makes a tensor NaN or infinity.
     """
     merged = Merged(checkpoint, deltas)
     changes = [merged.change(name) for name in checkpoint.tensors]
@@ -125,7 +129,7 @@ class Merged(Checkpoint):
     def _folded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         made = self.deltas[name].added_to(tensor)
         if not made.isfinite().all():
-            raise IntegrityError(
+            raise OverflowsError(
                 "with what was trained, the tensor holds NaN or infinity",
                 where=f"{self.folder}, {name}",
                 remedy="train with a lower learning rate",

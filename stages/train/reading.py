@@ -76,7 +76,7 @@ def read(
         IntegrityError: the model's files are damaged.
     """
     checkpoint = Checkpoint(folder)
-    loading.refuse(checkpoint, settings)
+    loading.refuse(checkpoint)
     _refuse_targets(checkpoint, settings)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     vocabulary, longest = checkpoint.architecture.text.get("vocab_size"), settings.sequence_length

@@ -53,7 +53,8 @@ def rehearse(job: Job) -> None:
     preflight.refuse(report)
     inputs = taken.inputs.model_copy(update={"settings": {**taken.inputs.settings, "rehearsal": LAYERS}})
     settings = _few_steps(job.settings)
-    layers = max(LAYERS, whole.checkpoint.architecture.expert_layers[0] + 1)  # one of them has experts
+    architecture = whole.checkpoint.architecture
+    layers = min(max(LAYERS, architecture.expert_layers[0] + 1), architecture.layers)  # one of them has experts
     with job.store.step(inputs.identity()) as folder, job.leased(whole.device.type):
         try:
             for leftover in ("layers", "run", "model"):
@@ -76,7 +77,7 @@ def rehearse(job: Job) -> None:
         taken_memory = f", {output.size(torch.cuda.max_memory_allocated())} of the device at the peak"
     output.text(
         f"{job.makes} can be made: {len(trained.outcome.losses)} steps with {layers} of "
-        f"{whole.checkpoint.architecture.layers} layers were trained, measured, merged and read again in "
+        f"{architecture.layers} layers were trained, measured, merged and read again in "
         f"{time.monotonic() - begun:.0f} s{taken_memory}"
     )
 

@@ -16,6 +16,7 @@ from registry.progress import Bar, progress
 from registry.recipes import Train
 from stages.common.memory import give_back
 from stages.train import account, adapters, keeping, loading, merging, shipped, trained, training
+from stages.train.answers import Measured
 from stages.train.curves import Outcome
 from stages.train.detector import Point, finite
 from stages.train.merging import Delta
@@ -107,16 +108,13 @@ def _sentence(found: account.Account) -> str:
 def _watch(work: Work, name: str, bar: Bar) -> training.Watch:
     def measure(model: PeftModel, step: int) -> tuple[Point, dict[str, Delta]]:
         deltas = merging.deltas(model, work.checkpoint) if step else {}
-        if not all(part.isfinite().all() for delta in deltas.values() for part in (delta.a, delta.b)):
-            return Point(step=step, trained_loss=None, shipped_loss=None, trained_match=0.0, shipped_match=0.0), {}
-        ours = trained.loss(model, work.reference, device=work.device)
-        ships = shipped.loss(work.checkpoint, deltas, work.reference, device=work.device)
+        ours = _measured(trained.loss(model, work.reference, device=work.device))
+        try:
+            ships = _measured(shipped.loss(work.checkpoint, deltas, work.reference, device=work.device))
+        except merging.OverflowsError:  # for the detector to judge, and the best point before it ships
+            ships = None, 0.0
         point = Point(
-            step=step,
-            trained_loss=finite(ours.loss),
-            shipped_loss=finite(ships.loss),
-            trained_match=ours.match,
-            shipped_match=ships.match,
+            step=step, trained_loss=ours[0], shipped_loss=ships[0], trained_match=ours[1], shipped_match=ships[1]
         )
         return point, deltas
 
@@ -127,6 +125,11 @@ def _watch(work: Work, name: str, bar: Bar) -> training.Watch:
         _line({"what": f"measure {name}", **point.to_json()}, told(point))
 
     return training.Watch(measure=measure, stepped=stepped, measured=measured)
+
+
+def _measured(found: Measured) -> tuple[float | None, float]:
+    """The loss, None if it is no finite number, and the part of the answers that are exact."""
+    return finite(found.loss), found.match
 
 
 def told(point: Point) -> str:

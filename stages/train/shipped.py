@@ -24,7 +24,8 @@ def loss(
     """How well `checkpoint` says the answers of `batches` with `deltas` folded in and rounded as `merging.merge` does.
 
     Raises:
-        IntegrityError: the checkpoint is damaged, or a delta is of no tensor of it or makes one NaN or infinity.
+        IntegrityError: the checkpoint is damaged, or a delta is of no tensor of it.
+        merging.OverflowsError: a delta makes a tensor NaN or infinity.
     """
     stream = LayerStream(Merged(checkpoint, deltas), device)
     inputs = [Batch(batch.input_ids, batch.attention_mask) for batch in batches]

@@ -180,7 +180,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate(begun + step, run.steps, float(settings.warmup))
     )
-    _give_padding(tokenizer)
+    _agree_on_tokens(model, tokenizer)
     with tempfile.TemporaryDirectory() as nothing:
         trainer = SFTTrainer(
             model=model,
@@ -236,7 +236,10 @@ def _follower(run: _Run) -> Any:
     return Follower()
 
 
-def _give_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """The trainer pads with a token that has a name; which one it is does not matter, for the mask hides it."""
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+def _agree_on_tokens(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The trainer pads with a token that has a name; which one it is does not matter, for the mask hides it. It
+    warns where model and tokenizer call other tokens special, which means nothing to a model that only learns."""
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    for config in (model.config, model.generation_config):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, name, getattr(tokenizer, name))

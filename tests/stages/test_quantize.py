@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -299,6 +300,13 @@ def test_the_stage_makes_a_candidate_that_knows_its_parent(store, capsys):
     kinds = [line.split()[0] for line in lines[1:-1]]
     assert kinds == ["experts", "attention", "router", "norms", "embeddings", "head"]
     assert line.startswith("small: fp8-block, 1.4 MiB (was 2.5 MiB)")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(store):
+    with pytest.raises(UsageError, match="no CUDA device") as caught:
+        quantize(dataclasses.replace(job(store), device="cuda"))
+    assert caught.value.where == "--device"
 
 
 def test_a_half_made_step_is_finished(store):

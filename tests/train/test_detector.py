@@ -87,7 +87,7 @@ def test_any_run_can_be_drawn_and_recorded(losses, stopped):
     outcome = Outcome(
         planned=50, losses=(None, *(loss for loss, _ in losses)), points=points(*losses), limits=LIMITS, stopped=stopped
     )
-    made = curves.attachments(outcome, {"mix": "m"})
+    made = curves.attachments(outcome, {"experts": "nf4", "mix": "m", "reference": "r"})
     record = json.loads(made[curves.CURVES])
     assert record["stopped"] == stopped
     assert [each["step"] for each in record["points"]] == [each.step for each in outcome.points]

@@ -19,6 +19,7 @@ from registry.verify import verify
 from stages.common.checkpoint import Checkpoint
 from stages.common.stage import Job
 from stages.train import check, data, train
+from stages.train.rehearsal import rehearse
 from tests.support import whole
 from tests.support.adapted import FAMILIES, HYBRID, source
 
@@ -41,17 +42,28 @@ def project(tmp_path_factory) -> Path:
     return folder
 
 
-def job(project: Path, tmp_path: Path, family: str, **changes: Any) -> Job:
+def job(
+    project: Path, tmp_path: Path, family: str, *, width: int = 64, made: dict[str, Any] | None = None, **changes: Any
+) -> Job:
+    """
+    Args:
+        made: of the checkpoint, what is not as usual; changes: of the recipe.
+    """
     store = Store.init(tmp_path / "models")
-    candidate = store.add("tiny", source(tmp_path / "tiny", family).folder)
+    candidate = store.add("tiny", source(tmp_path / "tiny", family, width=width, **(made or {})).folder)
     settings = {"mix": "mix.yaml", "reference": "reference.yaml", "sequence_length": 192, "lora": {"rank": 2}}
     settings |= {"max_steps": 2, "evaluate_every": 1, "gradient_accumulation": 1, "tolerance": 10, "limit_gap": 10}
     return Job(store, project, RECIPE, Train.model_validate(settings | changes), candidate, "made", False, "r", "cpu")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_trained_measured_merged_and_loads(project, tmp_path, family):
-    work = job(project, tmp_path, family, learning_rate="0.05")
+@pytest.mark.parametrize(
+    ("family", "width", "experts"),
+    [(family, 64, "nf4") for family in FAMILIES]
+    + [("qwen3_moe", 50, "nf4"), ("mixtral", 40, "nf4"), ("qwen3_moe", 50, "bf16")],
+)
+def test_every_family_is_trained_measured_merged_and_loads(project, tmp_path, family, width, experts):
+    """Whatever the width: neither blocks of four bits nor the 16 bytes of grouped products need divide it."""
+    work = job(project, tmp_path, family, width=width, experts=experts, learning_rate="0.05")
     train(work)
     assert verify(work.store, "made", full=True) == []
     made, before = work.store.candidate("made"), Checkpoint(work.source.folder)
@@ -62,6 +74,22 @@ def test_every_family_is_trained_measured_merged_and_loads(project, tmp_path, fa
     assert any("gate.weight" in name for name in changed)
     assert not any(".experts" in name or "mtp" in name or "visual" in name for name in changed)
     whole.load(made.folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("qwen3_moe", {"num_hidden_layers": 1}, "1 of 1 layers"),
+        ("qwen3_5_moe", {"num_hidden_layers": 1, "layer_types": ["full_attention"]}, "1 of 1 layers"),
+        ("qwen3_moe", {"mlp_only_layers": [0, 1]}, "3 of 3 layers"),
+        ("qwen3_5_moe_text", {}, "2 of 4 layers"),
+    ],
+)
+def test_a_rehearsal_takes_layers_with_experts_and_no_more_than_there_are(
+    project, tmp_path, capsys, family, changes, said
+):
+    rehearse(job(project, tmp_path, family, made=changes))
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("targets", [["router"], ["attention"]])

@@ -200,8 +200,10 @@ def test_a_gap_beyond_the_limit_stops_a_run_and_the_best_step_before_it_ships(st
     assert record["points"][record["shipped_step"]]["shipped_loss"] == min(shipped(record))
 
 
-def test_a_run_that_diverges_is_stopped_and_ships_the_start(store):
-    train(quick(store, "diverged", learning_rate="1000000000", evaluate_every=6))
+@pytest.mark.parametrize("learning_rate", ["1000000000", "1e25"])
+def test_a_run_that_diverges_is_stopped_and_ships_the_start(store, learning_rate):
+    """With the second, what is trained is finite, and what it makes of a matrix is not."""
+    train(quick(store, "diverged", learning_rate=learning_rate, evaluate_every=6))
     record = curves(store, "diverged")
     assert "finite" in record["stopped"] or "above the" in record["stopped"]
     assert record["shipped_step"] == 0
@@ -264,9 +266,11 @@ def test_what_was_kept_of_a_run_and_is_damaged_is_named(store, monkeypatch):
     # two are there while the newer is written
     assert 2 * kept.stat().st_size <= check(quick(store, "broken", max_steps=1)).demand.kept + 2**16
     kept.chmod(0o644)
-    kept.write_bytes(kept.read_bytes()[:-100])
-    with pytest.raises(IntegrityError, match="damaged"):
-        train(quick(store, "broken", max_steps=1))
+    data = kept.read_bytes()
+    for damaged in (data[:-100], data[:-100] + bytes([data[-100] ^ 1]) + data[-99:], b""):
+        kept.write_bytes(damaged)
+        with pytest.raises(IntegrityError, match="damaged"):
+            train(quick(store, "broken", max_steps=1))
 
 
 def test_a_rehearsal_goes_the_whole_way_and_leaves_nothing(store, capsys):
@@ -311,6 +315,15 @@ def test_a_quantised_candidate_is_refused(store):
 def test_a_reference_that_is_trained_on_is_refused(store):
     with pytest.raises(UsageError, match="256 of the reference's 256 rows are in the mix too"):
         train(quick(store, "no", reference="mixes/toy/broad.yaml"))
+
+
+@pytest.mark.usefixtures("repaired")
+def test_a_reference_that_the_source_was_trained_on_is_refused(made):
+    """The mix of this run has none of its rows; that of the run before has."""
+    changes = {"reference": "mixes/toy/train/toolcall.yaml", "mix": "mixes/toy/train/reference.yaml"}
+    with pytest.raises(UsageError, match=r"128 of the reference's 128 rows .* that repaired was trained on"):
+        check(quick(made, "no", source="repaired", **changes))
+    assert check(quick(made, "yes", source="pruned", **changes)).stage == "train"
 
 
 def _rewritten(row: str, way: str) -> str:

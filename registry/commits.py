@@ -172,7 +172,7 @@ def refuse_served(store: Objects, name: str) -> None:
             )
 
 
-def refuse_unsafe(names: list[str], *, where: Path) -> None:
+def refuse_unsafe(names: list[str], *, where: Path | str) -> None:
     """
     Raises:
         UsageError: a file's name (relative, with /) cannot be kept on every file system, or two differ by case alone.

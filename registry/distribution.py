@@ -1,17 +1,15 @@
 """A repository in an OCI registry, by the OCI distribution protocol: manifests and blobs are looked for, read, sent.
 
-Who one is comes from oras: the credentials that `docker login` and `oras login` keep (a file, or helpers), and how they
-are exchanged for tokens. The transfers are ours, for oras reads a file into memory whole to send it, and writes one
-without looking at its digest. A blob is sent in one request. A credential goes to its own host alone.
+Who one is says `registry.credentials`. The transfers are ours, for oras reads a file into memory whole to send it, and
+writes one without looking at its digest. A blob is sent in one request. A credential goes to its own host alone, and to
+the service that this host sends one to for a token: no host that it redirects to is listened to about that.
 
 Source: github.com/opencontainers/distribution-spec 1.1 (spec.md).
 """
 
 from __future__ import annotations
 
-import base64
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
-from registry import bulk
+from registry import bulk, credentials
 from registry.manifests import File
 from registry.modelpack import LARGEST, MANIFEST
 
@@ -135,20 +133,29 @@ class Client:
         """
         with self._ask("POST", "blobs/uploads/") as answer:
             self._demand(answer, 202)
-            location = urljoin(str(answer.url), answer.headers.get("Location", ""))
-        if self._site.startswith("https:") and not location.startswith("https:"):
-            raise UsageError(
-                "the registry wants the files sent to an address without TLS",
-                where=self._where,
-                remedy="tell its administrator: behind a proxy it needs to know its own address",
-            )
-        url = f"{location}{'&' if urlsplit(location).query else '?'}digest=sha256:{blob.digest}"
+            url = self._upload_address(answer, blob)
         data = _Body(content, blob.size, advance) if isinstance(content, Path) and blob.size else content
         headers = {"Content-Type": "application/octet-stream"}
         with self._ask("PUT", url, headers=headers, data=data if blob.size else b"") as answer:
             self._demand(answer, 201, 204)
         if isinstance(content, bytes):
             advance(blob.size)
+
+    def _upload_address(self, answer: Any, blob: File) -> str:
+        """Where a blob is to be sent, as the registry says in its answer."""
+        remedy = "tell its administrator: behind a proxy it needs to know its own address"
+        try:
+            place = urlsplit(urljoin(str(answer.url), answer.headers["Location"]))
+        except (KeyError, ValueError):
+            place = None
+        if place is None or place.scheme not in ("http", "https"):
+            what = "the registry does not say where the files are to be sent"
+            raise UsageError(what, where=self._where, remedy=remedy)
+        if self._site.startswith("https:") and place.scheme != "https":
+            what = "the registry wants the files sent to an address without TLS"
+            raise UsageError(what, where=self._where, remedy=remedy)
+        query = f"{place.query}{'&' if place.query else ''}digest=sha256:{blob.digest}"
+        return str(place._replace(query=query, fragment="").geturl())
 
     def send_manifest(self, tag: str, data: bytes) -> None:
         """Makes `tag` name the manifest `data`, all of whose blobs are there."""
@@ -176,6 +183,12 @@ class Client:
                 where=self._where,
                 remedy="look at the address, the network, a proxy; then run this again: it continues",
             ) from None
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise UsageError(  # so says requests of a file of certificates that is not there
+                str(error), where=self._where, remedy="set REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE right, or not at all"
+            ) from None
 
     def _ask(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **more: Any) -> Any:
         """The answer to a request, made again with credentials if the registry asks for them.
@@ -184,51 +197,31 @@ class Client:
             path: below the repository; or the whole address that the registry named.
         """
         url = path if path.startswith("http") else f"{self._site}/v2/{self._repository}/{path}"
-        ours = urlsplit(url)[:2] == urlsplit(self._site)[:2]
+        ours = self._is_ours(url)
 
-        def ask() -> Any:
-            known = {"Authorization": self._authorization} if ours and self._authorization else {}
-            return self._session.request(method, url, headers={**(headers or {}), **known}, timeout=_PATIENCE, **more)
+        def ask(authorization: str | None) -> Any:
+            known = {"Authorization": authorization} if ours and authorization else {}
+            return self._session.request(method, url, headers={**(headers or {}), **known}, **more)
 
-        answer = ask()
-        if answer.status_code in (401, 403) and ours and self._log_in(answer):
+        used = self._authorization
+        answer = ask(used)
+        # what another host says, to which it was redirected, would have the password sent where that host wants it
+        if answer.status_code in (401, 403) and ours and self._is_ours(answer.url) and self._log_in(answer, used):
             answer.close()
-            answer = ask()
+            answer = ask(self._authorization)
         return answer
 
-    def _log_in(self, answer: Any) -> bool:
-        """Whether there are now other credentials than before, for what the registry asks in `answer`."""
-        from oras.auth import get_auth_backend
-        from oras.container import Container
+    def _is_ours(self, url: str) -> bool:
+        """Whether an address is the registry's own."""
+        return urlsplit(url)[:2] == urlsplit(self._site)[:2]
 
-        challenge = answer.headers.get("Www-Authenticate", "")
-        kind = challenge.partition(" ")[0].lower()
-        if kind not in ("basic", "bearer"):
-            return False
-        realm = re.search(r'realm="([^"]*)"', challenge)
-        if kind == "bearer" and self._site.startswith("https:") and (not realm or not realm[1].startswith("https:")):
-            raise UsageError(
-                "the registry wants credentials sent without TLS", where=self._where, remedy="send it elsewhere"
-            )
-        backend = get_auth_backend("basic" if kind == "basic" else "token", self._session)
-        folder = os.environ.get("DOCKER_CONFIG")
-        own = [str(Path(folder) / "config.json")] if folder else None
-        try:
-            backend.load_configs(Container(f"{urlsplit(self._site).netloc}/{self._repository}"), configs=own)
-            secret = getattr(backend, "_basic_auth", None)
-            if kind == "basic" and not secret:
-                return False
-            if secret:
-                self._secrets |= {secret, base64.b64decode(secret).decode().partition(":")[2]}
-            headers, given = backend.authenticate_request(answer, {}, refresh=True)
-        except (ValueError, KeyError) as error:
-            what = f"docker's credentials, or what the registry gives for them, cannot be read ({type(error).__name__})"
-            raise UsageError(what, where=self._where, remedy="docker login, or oras login") from None
-        found = headers.get("Authorization")
-        if not given or not found or found == self._authorization:
+    def _log_in(self, answer: Any, used: str | None) -> bool:
+        """Whether there are now other credentials than were `used`, for what the registry asks in `answer`."""
+        found, secrets = credentials.answering(answer, self._session, self._site, self._repository, where=self._where)
+        self._secrets |= secrets
+        if found is None or found == used:
             return False
         self._authorization = found
-        self._secrets.add(found.partition(" ")[2])
         return True
 
     def _demand(self, answer: Any, *statuses: int) -> None:
@@ -272,8 +265,15 @@ def _refusal(status: int, codes: str, words: str, *, where: str) -> SluiceError:
             where=where,
             remedy="look at the address; in some registries a repository has to be made first",
         )
-    if status == 409:
-        return BusyError(f"somebody else changes the repository{because}", where=where, remedy="run this again")
+    if status in (409, 412):
+        return BusyError(
+            f"somebody else changes the repository, or this tag cannot be moved{because}",
+            where=where,
+            remedy="run this again; if it stays so, choose another tag",
+        )
+    if status == 413:
+        what = f"the registry, or a proxy before it, takes no file as large as this{because}"
+        return UsageError(what, where=where, remedy="its administrator sets the limit")
     if status == 429:
         remedy = "wait some minutes, then run this again: it continues"
         return UsageError("the registry asks for fewer requests", where=where, remedy=remedy)
@@ -283,7 +283,7 @@ def _refusal(status: int, codes: str, words: str, *, where: str) -> SluiceError:
 class _Body:
     """A file's bytes, from their beginning whenever they are asked for: with another token a request is made again.
 
-    What is read again is told once.
+    What is read again is told once. That it cannot be read is not taken for a fault of the network.
     """
 
     def __init__(self, path: Path, size: int, advance: bulk.Advance) -> None:
@@ -303,7 +303,14 @@ class _Body:
                 self._advance(at - self._most)
                 self._most = at
 
-        return bulk.pieces(self._path, told)
+        try:
+            yield from bulk.pieces(self._path, told)
+        except OSError as error:
+            raise IntegrityError(
+                f"this file of the model cannot be read any more: {error.strerror}",
+                where=str(self._path),
+                remedy="registry verify says what is damaged or missing",
+            ) from None
 
 
 def _session(where: str) -> Any:
@@ -315,6 +322,10 @@ def _session(where: str) -> Any:
         raise UsageError("oras is not installed here", where=where, remedy="pip install oras") from None
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
+
+    class Patient(HTTPAdapter):
+        def send(self, *asked: Any, **options: Any) -> Any:  # also what oras asks of a token service
+            return super().send(*asked, **{**options, "timeout": _PATIENCE})
 
     # what they say of an address may hold its signature
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -330,5 +341,5 @@ def _session(where: str) -> Any:
     )
     session.auth = lambda request: request  # else requests puts what ~/.netrc holds in the place of a token
     for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=again))
+        session.mount(scheme, Patient(max_retries=again))
     return session

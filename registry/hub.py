@@ -7,23 +7,34 @@ login`); it is never shown.
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gates.errors import UsageError
-from registry import bulk
+from registry import bulk, output
 from registry.manifests import File
 from registry.remotes import Remote, remote
 
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
 SCHEME = "hf://"
 
-_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+PATIENCE = 300.0
+"""Seconds without a byte until a connection is given up. A commit of many files takes the Hub a while."""
 
-_CREDENTIALS = re.compile(r"://[^/\s]*@")
+_LINK = re.compile(r"https?://\S+")
+_UNREAD = (errno.ENOENT, errno.EACCES, errno.EISDIR)
+
+_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,7 @@ def asked(address: Address) -> Iterator[None]:
     site, where = constants.ENDPOINT, str(address)
     page = f"{site}/{address.repository}"
     try:
+        _prepare()
         yield
     except hub.GatedRepoError:
         raise UsageError(
@@ -156,29 +168,69 @@ def asked(address: Address) -> Iterator[None]:
     except hub.HFValidationError:
         raise UsageError("no repository can be called so", where=where, remedy="write hf://owner/name") from None
     except hub.HfHubHTTPError as error:
-        raise UsageError(
-            f"the Hub answers {error.response.status_code}", where=where, remedy="run this again later; it continues"
-        ) from None
+        raise _refusal(error, where) from None
     except no_answer as error:
         raise UsageError(
-            f"the Hub cannot be reached at {scrubbed(site)} ({type(error).__name__})",
+            f"the Hub cannot be reached at {site} ({type(error).__name__})",
             where=where,
             remedy="look at the network, a proxy, HF_ENDPOINT, HF_HUB_OFFLINE; then run this again: it continues",
         ) from None
-    except (ValueError, KeyError, ImportError) as error:  # of an answer, a proxy or a token that it can do nothing with
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        # of an answer, a proxy or a token that it can do nothing with
         raise UsageError(
             f"the Hub's client does not understand what it is given: {scrubbed(str(error))[:300]}",
             where=where,
             remedy="look at HF_TOKEN, HF_ENDPOINT and the proxy (HTTPS_PROXY); or run this again: it continues",
         ) from None
+    except OSError as error:
+        certificates = os.environ.get("SSL_CERT_FILE")
+        if not certificates or not (
+            isinstance(error, ssl.SSLError) or (error.filename is None and error.errno in _UNREAD)
+        ):
+            raise
+        raise UsageError(
+            f"SSL_CERT_FILE names no file of certificates that can be read: {error.strerror}",
+            where=certificates,
+            remedy="set it right, or not at all",
+        ) from None
+
+
+def _refusal(error: HfHubHTTPError, where: str) -> UsageError:
+    status = error.response.status_code
+    if status == 401:
+        said = scrubbed((error.server_message or "").strip())[:300]
+        what = "the Hub does not take the token" + (f": {said}" if said else "")
+        return UsageError(what, where=where, remedy="hf auth login --force, or mend HF_TOKEN")
+    if status == 429:
+        seconds = error.response.headers.get("Retry-After", "")
+        wait = f"wait {seconds} seconds" if seconds.isdigit() else "wait some minutes"
+        return UsageError("the Hub asks for fewer requests", where=where, remedy=f"{wait}, then run this again")
+    return UsageError(f"the Hub answers {status}", where=where, remedy="run this again later; it continues")
+
+
+def _prepare() -> None:
+    """Makes the client say what it waits for, and wait for no answer for ever, as it would."""
+    from huggingface_hub import get_session
+
+    client = logging.getLogger("huggingface_hub")
+    if not any(isinstance(each, _Said) for each in client.handlers):
+        client.handlers[:] = [_Said(logging.WARNING)]
+    get_session().timeout = PATIENCE  # anew each time: it takes another session after some errors
+
+
+class _Said(logging.Handler):
+    """What the client says, without addresses: those of the storage hold signatures."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        output.hint(f"the Hub's client: {scrubbed(_LINK.sub('…', record.getMessage()))}")
 
 
 def scrubbed(text: str) -> str:
-    """`text` without the token, and without a name and a password before an address's host."""
+    """`text` without the token. (A password in an address is shown nowhere: `registry.output`.)"""
     from huggingface_hub import get_token
 
     token = get_token()
-    return _CREDENTIALS.sub("://", text.replace(token, "***") if token else text)
+    return text.replace(token, "***") if token else text
 
 
 def _no_network() -> tuple[type[Exception], ...]:

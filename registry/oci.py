@@ -71,7 +71,7 @@ def parse(source: str, *, insecure: bool = False) -> Address | None:
     if match is None:
         raise UsageError(
             "this is no address in an OCI registry",
-            where=re.sub(r"//[^/]*@", "//…@", source),  # people write passwords there
+            where=source,
             remedy="write oci://host/repository:tag, all but the tag in small letters",
         )
     return Address(match["host"], match["repository"], match["tag"], match["digest"], insecure)

@@ -7,15 +7,17 @@ against its bytes; a blob that is in the registry already is not fetched.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from gates import canonical
 from gates.errors import IntegrityError
 from registry import bulk, fs, output, taking
-from registry.checkpoint import inspect
+from registry.checkpoint import INDEX, SINGLE, inspect
 from registry.manifests import File
 from registry.parallel import each_file
 from registry.sources import KINDS, check_names
@@ -23,6 +25,8 @@ from registry.tensors import LARGEST_HEADER
 
 DOWNLOADS = 4
 """Files fetched at once."""
+
+_SHARD = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
 
 _FIRST = 256 << 10
 """Bytes of a shard that are asked for first: most headers end there."""
@@ -101,12 +105,31 @@ def remote(address: str, source: str, revision: str, there: dict[str, tuple[int,
     Raises:
         UsageError: there is no model among them, or one's name cannot be kept.
     """
-    names = tuple(sorted(name for name in there if Path(name).suffix in KINDS and _visible(name)))
+    found = {name for name in there if Path(name).suffix in KINDS and _visible(name)}
+    names = tuple(sorted(found - _others_weights(found, there, place)))
     check_names(names, where=address)
     left = sorted(name for name in there if name not in names and _visible(name))
     if left:
         output.hint(f"not taken from {place.called}, for they are no part of a model: {', '.join(left)}")
     return Remote(address, source, revision, there, place, names)
+
+
+def _others_weights(found: set[str], there: Mapping[str, tuple[int, str | None]], place: Place) -> set[str]:
+    """Weights that no loader takes for this model's: the same once more in another form (consolidated.safetensors,
+    original/…), adapters, checkpoints on the way. A folder's owner can remove them, and is asked to; here it is done.
+    """
+    shards = {name for name in found if name.endswith(".safetensors")}
+    if INDEX not in found:
+        return shards - {SINGLE} if SINGLE in found else set()
+    odd = {name for name in shards if not _SHARD.fullmatch(name)}
+    if not odd:
+        return odd
+    with place.asked():
+        data = place.beginning(INDEX, there[INDEX][0])
+    try:
+        return odd - set(canonical.loads(data, where=INDEX)["weight_map"].values())
+    except (IntegrityError, KeyError, TypeError, AttributeError):
+        return set()  # which is told when the files are examined
 
 
 def fetch(remote: Remote, work: taking.Work, what: str) -> dict[str, File]:

@@ -94,7 +94,7 @@ def check_names(names: Iterable[str], *, where: str) -> None:
         UsageError: a name cannot be kept, or there is no config.json among them.
     """
     names = list(names)
-    commits.refuse_unsafe(names, where=Path(where))
+    commits.refuse_unsafe(names, where=where)
     if "config.json" not in names:
         raise UsageError(
             "there is no config.json, so this is no checkpoint",

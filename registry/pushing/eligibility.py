@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gates import canonical
-from gates.errors import IntegrityError, UsageError
+from gates.errors import BusyError, IntegrityError, UsageError
 from gates.policy import Policy
 from gates.records import Verdict
 from registry import generations, judging
@@ -20,6 +20,7 @@ from registry.verify import demand_whole, verify_records
 class Approval:
     """Why a candidate may be sent: its Pass, or the reason for sending it without one (`override`)."""
 
+    channel: str
     policy: str
     policy_name: str
     verdict: Verdict | None
@@ -82,7 +83,26 @@ def approve(
         )
     if not passed and reason is None:
         raise UsageError("an override needs a reason", remedy='say why: --override --reason "…"')
-    return Approval(digest, policy.name, verdict, override=not passed, reason=reason)
+    return Approval(channel, digest, policy.name, verdict, override=not passed, reason=reason)
+
+
+def demand_standing(store: Store, candidate: Candidate, approval: Approval) -> None:
+    """To be asked at the last moment before others see the candidate: sending it may have taken hours.
+
+    Raises:
+        BusyError: evidence came or was retracted, it was judged again, the channel got another policy, or the candidate
+            was replaced. Card and records say what was known before.
+        UsageError: the candidate is gone.
+    """
+    bound = generations.newest(store.layout, approval.channel)
+    moved = not approval.override and bound is not None and bound.policy != approval.policy
+    replaced = store.candidate(candidate.name).digest != candidate.digest
+    if moved or replaced or judging.fresh(store, candidate, approval.policy) != approval.verdict:
+        what = "was replaced" if replaced else "came to be judged otherwise"
+        raise BusyError(
+            f"{candidate.name} {what} while it was sent, so nobody sees it yet",
+            remedy="run this again: it is decided by what is known by then, and nothing is sent twice",
+        )
 
 
 def demand_sound(store: Store, candidate: Candidate) -> None:

@@ -5,7 +5,7 @@
     request     a pull request of our own on what main is now; one that an earlier attempt left is found
     send        the large files side by side, then one commit; what the Hub holds already is not sent again
     compare     every file of that commit with the manifest, by SHA-256 or git blob id
-    merge, tag  if main is still what it was; main is compared once more before it is tagged
+    merge, tag  if main is still what it was, and the verdict too; main is compared once more before it is tagged
 
 Whatever is interrupted is continued by running the same again. The token is the one that huggingface_hub finds.
 """
@@ -21,7 +21,7 @@ from registry.pushing import eligibility, records
 from registry.pushing.eligibility import Approval
 from registry.pushing.merging import THE_HUBS, Push, holds, send
 from registry.pushing.parcel import pack
-from registry.pushing.site import State, check_rights, connect, look, told
+from registry.pushing.site import State, check_card, check_rights, connect, look, told
 from registry.store import Candidate, Store
 
 TAG = "sluice-"
@@ -70,7 +70,7 @@ def push(
     Raises:
         UsageError: it cannot be sent there: no token, no right, another's repository, no answer.
         IntegrityError: the candidate is damaged, or the Hub holds other bytes than were sent: nothing is merged then.
-        BusyError: somebody else changes the repository.
+        BusyError: somebody else changes the repository, or what the candidate is approved by.
     """
     if address.revision is not None:
         what = "a push goes to main and is tagged by itself"
@@ -87,6 +87,7 @@ def push(
         with_records=options.with_records,
         licence=options.licence,
     )
+    check_card(api, address, parcel.card)
     work = Push(api, who, address, candidate, parcel)
     done = site is not None and holds(site, site, parcel)
     if site is not None and not done:
@@ -97,7 +98,12 @@ def push(
     with eligibility.alone(store, str(address)):
         if site is None or not done:
             eligibility.log(store, candidate, str(address), approval, state="begun")
-            site = send(work, site, private=options.private)
+            site = send(
+                work,
+                site,
+                private=options.private,
+                last=lambda: eligibility.demand_standing(store, candidate, approval),
+            )
         tag = _tag(work, site)
         eligibility.log(store, candidate, str(address), approval, state="done", commit=site.commit, tag=tag)
     return _pushed(work, approval, commit=site.commit, tag=tag)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +45,8 @@ class Push:
     request: int | None = field(default=None)
 
 
-def send(work: Push, site: State | None, *, private: bool) -> State:
-    """Main as it is once the candidate is there."""
+def send(work: Push, site: State | None, *, private: bool, last: Callable[[], None]) -> State:
+    """Main as it is once the candidate is there; `last` may refuse that at the last moment."""
     if site is None:
         site = _create(work, private=private)
     work.request = _pull_request(work, site)
@@ -68,6 +69,7 @@ def send(work: Push, site: State | None, *, private: bool) -> State:
             where=str(work.address),
             remedy="ask who did and why; to send it all the same, run this again: it opens another",
         )
+    last()
     with told(work.address):
         if status == "draft":
             work.api.change_discussion_status(work.address.repository, work.request, "open")

@@ -3,7 +3,8 @@
     look        what the tag names; all that can be refused is refused before anything is sent
     verify      every byte of the candidate, its records, its verdict
     send        the blobs that the repository does not hold, side by side; the registry holds each against its digest
-    tag         if the tag still names what it did: the manifest, in one request; then it is read back and compared
+    tag         if the tag still names what it did, and the verdict still stands: the manifest, in one request; then it
+                is read back and compared
 
 Whatever is interrupted is continued by running the same again: what the repository holds is not sent again.
 """
@@ -70,7 +71,7 @@ def push(
     Raises:
         UsageError: it cannot be sent there: no right, a tag that names something else, no answer.
         IntegrityError: the candidate is damaged, or the registry holds other bytes than were sent.
-        BusyError: somebody else puts something under the tag.
+        BusyError: somebody else puts something under the tag, or changes what the candidate is approved by.
     """
     if address.tag is None or address.digest is not None:
         raise UsageError("a push needs a tag, and no digest", where=str(address), remedy=f"{address.source}:v1")
@@ -95,6 +96,7 @@ def push(
             if missing or not done:
                 work.log(approval, state="begun", digest=artifact.digest)
                 work.send(artifact, missing)
+                eligibility.demand_standing(store, candidate, approval)
                 work.tag(artifact, there)
             work.log(approval, state="done", digest=artifact.digest)
     return Pushed(
@@ -126,8 +128,14 @@ def _artifact(candidate: Candidate, parcel: Parcel) -> _Artifact:
     config = modelpack.config(candidate.name, candidate.manifest.shape, files)
     about = File(digest=canonical.digest(config), size=len(config))
     contents = {file.digest: parcel.contents[name] for name, file in files.items()}
+    manifest = modelpack.manifest(files, config, candidate=candidate.digest)
+    if len(manifest) > modelpack.LARGEST:
+        raise UsageError(
+            f"{len(files)} files are more than the manifest of an artifact can name",
+            remedy="--no-records leaves lineage, evidence and the rows that they name out",
+        )
     return _Artifact(
-        manifest=modelpack.manifest(files, config, candidate=candidate.digest),
+        manifest=manifest,
         blobs={each.digest: each for each in (*files.values(), about)},
         contents=contents | {about.digest: config},
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gates import canonical
+from gates.errors import UsageError
 from registry import lineage, output
 from registry.pushing import base as bases
 from registry.pushing import card, records
@@ -46,7 +47,7 @@ def pack(
         licence: the base's, where its card does not state it.
 
     Raises:
-        UsageError: the base's licence is not known.
+        UsageError: the base's licence is not known, or its records are too large.
         IntegrityError: a record is missing or damaged.
     """
     chain = list(lineage.ancestry(store, candidate.digest))
@@ -56,7 +57,14 @@ def pack(
     contents: dict[str, bytes | Path] = {name: store.layout.blob(each.digest) for name, each in files.items()}
     contents |= {name: data for name, data in base.licences.items() if name not in files}
     if carried is not None:
-        contents[records.FILE] = carried.to_bytes()
+        contents[records.FILE] = data = carried.to_bytes()
+        if len(data) > records.LARGEST:
+            most = output.size(records.LARGEST)
+            raise UsageError(
+                f"its records take {output.size(len(data))}, and nobody takes in more than {most}",
+                where=target,
+                remedy="--no-records leaves them out",
+            )
         contents |= {name: store.layout.blob(digest) for name, digest in carried.files().items()}
         _say_what_travels(carried)
     text = card.card(store, candidate, target, chain, approval=approval, base=base, records=carried is not None)

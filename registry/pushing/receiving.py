@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
-from registry import commits, output, remotes, sources, taking
-from registry.manifests import File
+from registry import bulk, commits, fs, judging, output, remotes, retractions, sources, taking, waivers
+from registry.manifests import File, Manifest
 from registry.objects import Candidate, Objects
 from registry.pushing import records
 from registry.pushing.records import Records
@@ -48,18 +48,19 @@ def from_remote(store: Objects, name: str, remote: Remote, *, replace: bool) -> 
     with store.locked(f"step-{work}", wait=0, busy="another process adds the same model"):
         place = Work(store, store.layout.step(work))
         commits.claim(place.folder)
+        _refuse_larger(remote.there[records.FILE][0], where)
         remotes.fetch_files(remote.only([records.FILE]), beside(place), f"add {name}: look")
         carried = read(beside(place).model / records.FILE, where=where)
         check_name(store, name, carried, where=where, replace=replace)
-        if store.log.newest("received", name=name, manifest=carried.manifest, **remote.origin) and is_there(
-            store, name, carried
-        ):
+        if _is_received(store, name, carried, origin=remote.origin) and is_there(store, name, carried):
             output.hint(f"{name} is there already, from {remote.address} at {remote.revision}")
             store.discard(work)
             return store.candidate(name)
         model = remote.only(carried.candidate.files)
         _refuse_others(carried, model.known(carried.candidate.files), where)
-        remotes.fetch_files(remote.only(carried.files()), beside(place), f"add {name}: records")
+        blobs = remote.only(carried.files())
+        _refuse_others_sizes(carried, blobs.sizes, where)
+        remotes.fetch_files(blobs, beside(place), f"add {name}: records")
         files = remotes.fetch(model, place, f"add {name}")
         return commit(store, name, carried, place, work, files, origin=remote.origin, replace=replace)
 
@@ -71,11 +72,10 @@ def read(path: Path | None, *, where: str) -> Records:
         UsageError: a newer Sluice wrote them.
         IntegrityError: there are none, or they are damaged or forged.
     """
-    where = f"{where}, {records.FILE}"
-    if path is None or path.stat().st_size > records.LARGEST:
-        what = "the records that come with the model are missing" if path is None else "the records are too large"
-        raise IntegrityError(what, where=where, remedy="have them sent again; or add a copy of the model's files alone")
-    return records.parse(path.read_bytes(), where=where)
+    if path is None:
+        raise _unusable("the records that come with the model are missing", where)
+    _refuse_larger(path.stat().st_size, where)
+    return records.parse(path.read_bytes(), where=f"{where}, {records.FILE}")
 
 
 def beside(place: Work) -> Work:
@@ -118,13 +118,117 @@ def commit(
     with refused_whole(store, place, work, where):
         _refuse_others(carried, files, where)
         blobs = {digest: beside(place).model / file for file, digest in carried.files().items()}
-        records.receive(store, carried, blobs, where=where)
+        _receive(store, carried, blobs, where=where)
+        _begin(store, name, carried, origin=origin)
         inputs = carried.candidate.inputs
         candidate = commits.commit(
             store, name, inputs, place.model, replace=replace, known=files, stated=carried.candidate
         )
-        records.record(store, name, carried, origin=origin)
+        _record(store, name, carried, origin=origin)
         return candidate
+
+
+def _receive(store: Objects, carried: Records, blobs: Mapping[str, Path], *, where: str) -> None:
+    """Takes in what the candidate's manifest rests on, before the candidate itself is made: blobs and ancestors.
+
+    Args:
+        blobs: for each of `carried.blobs` a file with its bytes, in a step's folder of the registry; it becomes the
+            blob.
+
+    Raises:
+        IntegrityError: a blob is not what its digest says, or a verdict does not follow from its evidence. Nothing is
+            taken in then.
+    """
+    for digest, size in carried.blobs.items():
+        if digest not in blobs or bulk.hash_file(blobs[digest]) != (digest, size):
+            raise records.refused(f"the blob {digest[:12]} is missing, or holds something else", where)
+    records.demand_following(carried, lambda digest: blobs[digest].read_bytes(), where=where)
+    for digest in carried.blobs:
+        commits.link_in(blobs[digest], store.layout.blob(digest), digest)
+    for digest, manifest in _oldest_first(carried):
+        if digest != carried.manifest:
+            fs.write_content(store.layout.manifest(digest), manifest.to_bytes())
+
+
+def _record(store: Objects, name: str, carried: Records, *, origin: Mapping[str, str]) -> None:
+    """Takes in what is recorded about the candidate `name`, once it is made. Doing it again changes nothing.
+
+    Of a candidate that this registry has, and did not take in from the same source (`_begin`), nothing is taken: what
+    is known of one's own candidates nobody else adds to, takes back or waives. The verdict of a model that was compared
+    with one is stale then, unless the evidence is the same.
+
+    Args:
+        origin: where the records came from.
+    """
+    own = {each.digest for each in store.sound().values()}
+    if store.log.newest("received", manifest=carried.manifest, source=origin["source"]) is not None:
+        own.discard(carried.manifest)
+    for policy in carried.policies.values():
+        store.put(policy.to_bytes())
+    for each in carried.evidence.values():
+        if each.candidate not in own:
+            rows, responses = (store.read(blob) if blob else b"" for blob in (each.rows, each.responses))
+            store.add_evidence(each, rows=rows, responses=responses, timings={})
+    for taken_back in carried.retractions.values():
+        if taken_back.candidate not in own:
+            retractions.record(store, taken_back)
+    for waiver in carried.waivers.values():
+        if waiver.candidate not in own:
+            waivers.record(store, waiver)
+    if carried.manifest not in own:
+        for digest, verdict in carried.verdicts.items():
+            store.add_verdict(verdict)
+            if store.log.newest("verdict", verdict=digest) is None:
+                judging.log(store, name, verdict, digest)
+        _log(store, name, carried, origin, "done")
+    known = {digest for each in own & carried.manifests.keys() for digest in store.evidence(each)}
+    new = [each for digest, each in carried.evidence.items() if digest not in known]
+    if left := sorted({each.candidate[:12] for each in new if each.candidate in own}):
+        output.hint(f"evidence of {', '.join(left)} is not taken, for this registry has these candidates itself")
+
+
+def _begin(store: Objects, name: str, carried: Records, *, origin: Mapping[str, str]) -> None:
+    """Writes down that the candidate, if the registry has it under no name yet, comes from there. An attempt that
+    breaks off after the candidate is made is known by that for what it is."""
+    if carried.manifest not in {each.digest for each in store.sound().values()}:
+        _log(store, name, carried, origin, "begun")
+
+
+def _is_received(store: Objects, name: str, carried: Records, *, origin: Mapping[str, str]) -> bool:
+    """Whether all of these records were taken in from there, with the candidate `name`."""
+    newest = store.log.newest("received", name=name, manifest=carried.manifest, **origin)
+    return newest is not None and newest.get("state") != "begun"
+
+
+def _log(store: Objects, name: str, carried: Records, origin: Mapping[str, str], state: str) -> None:
+    key = {"name": name, "manifest": carried.manifest, **origin}
+    done = {"begun": ("begun", "done"), "done": ("done",)}[state]
+    store.log.follow(
+        "received", key, lambda newest: None if newest and newest.get("state") in done else {"state": state}
+    )
+
+
+def _oldest_first(carried: Records) -> list[tuple[str, Manifest]]:
+    """A manifest after the one that it was made from."""
+    depth = {digest: sum(1 for _ in records.ancestors(carried.manifests, [digest])) for digest in carried.manifests}
+    return sorted(carried.manifests.items(), key=lambda item: (depth[item[0]], item[0]))
+
+
+def _refuse_larger(size: int, where: str) -> None:
+    if size > records.LARGEST:
+        raise _unusable("the records that come with the model are too large", where)
+
+
+def _refuse_others_sizes(carried: Records, sizes: Mapping[str, int], where: str) -> None:
+    for file, digest in carried.files().items():
+        if sizes[file] != carried.blobs[digest]:
+            what = f"the records state {carried.blobs[digest]} bytes, and it has {sizes[file]}"
+            raise _unusable(f"{file}: {what}", where)
+
+
+def _unusable(what: str, where: str) -> IntegrityError:
+    remedy = "have them sent again; or add a copy of the model's files alone"
+    return IntegrityError(what, where=f"{where}, {records.FILE}", remedy=remedy)
 
 
 def _there(files: Mapping[str, Path], file: str, where: str) -> Path:

@@ -3,8 +3,9 @@
     .sluice/records.json       manifests, evidence, verdicts, policies, waivers, retractions: each under its digest
     .sluice/blobs/<digest>     what these name: calibration rows, rows of evidence, raw responses
 
-Nothing here knows of a place that models are sent to: `gather` says what travels, `parse` reads it back, `receive` and
-`record` take it in. The folder's name begins with a dot, so that no loader takes its files for a model's.
+Nothing here knows of a place that models are sent to: `gather` says what travels, `parse` reads it back, and
+`registry.pushing.receiving` takes it in. The folder's name begins with a dot, so that no loader takes its files for a
+model's.
 
 What can be told is told before anything is taken in: every record is what its digest says, all that they name is there,
 nothing is there that they do not name, and every verdict follows from its evidence when it is judged again. What cannot
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gates import canonical, verdicts
@@ -23,7 +23,7 @@ from gates.errors import IntegrityError, UsageError
 from gates.evidence import check
 from gates.policy import Policy, parse_policy
 from gates.records import Digest, Evidence, Record, Verdict, Waiver
-from registry import bulk, commits, fs, judging, lineage, output, retractions, waivers
+from registry import bulk, judging, lineage, output, retractions, waivers
 from registry.manifests import Manifest
 from registry.objects import Candidate, Objects
 from registry.retractions import Retraction
@@ -130,7 +130,7 @@ def parse(data: bytes, *, where: str) -> Records:
     written = _Written.from_bytes(data, where=where)
     verdicts_ = _parsed(Verdict, written.verdicts, where)
     if sorted(written.judged) != sorted(verdicts_):
-        raise _refused("they do not say in which order the verdicts were given", where)
+        raise refused("they do not say in which order the verdicts were given", where)
     records = Records(
         manifest=written.manifest,
         manifests=_parsed(Manifest, written.manifests, where),
@@ -142,63 +142,25 @@ def parse(data: bytes, *, where: str) -> Records:
         blobs=written.blobs,
     )
     for complaint in _complaints(records):
-        raise _refused(complaint, where)
+        raise refused(complaint, where)
     return records
 
 
-def receive(store: Objects, records: Records, blobs: Mapping[str, Path], *, where: str) -> None:
-    """Takes in what the candidate's manifest rests on, before the candidate itself is made: blobs and ancestors.
-
-    Args:
-        blobs: for each of `records.blobs` a file with its bytes, in a step's folder of the registry; it becomes the
-            blob.
-
+def demand_following(records: Records, read: Read, *, where: str) -> None:
+    """
     Raises:
-        IntegrityError: a blob is not what its digest says, or a verdict does not follow from its evidence. Nothing is
-            taken in then.
+        IntegrityError: a verdict does not follow from its evidence.
     """
-    for digest, size in records.blobs.items():
-        if digest not in blobs or bulk.hash_file(blobs[digest]) != (digest, size):
-            raise _refused(f"the blob {digest[:12]} is missing, or holds something else", where)
     for digest, verdict in records.verdicts.items():
-        if not _follows(verdict, records.policies, records.evidence, records.waivers, lambda d: blobs[d].read_bytes()):
-            raise _refused(f"the verdict {digest[:12]} ({verdict.verdict}) does not follow from its evidence", where)
-    for digest in records.blobs:
-        commits.link_in(blobs[digest], store.layout.blob(digest), digest)
-    for digest, manifest in _oldest_first(records):
-        if digest != records.manifest:
-            fs.write_content(store.layout.manifest(digest), manifest.to_bytes())
+        if not _follows(verdict, records.policies, records.evidence, records.waivers, read):
+            raise refused(f"the verdict {digest[:12]} ({verdict.verdict}) does not follow from its evidence", where)
 
 
-def record(store: Objects, name: str, records: Records, *, origin: Mapping[str, str]) -> None:
-    """Takes in what is recorded about the candidate `name`, once it is made. Doing it again changes nothing.
-
-    Of a baseline that has a name in this registry nothing is taken: what is known of one's own candidates nobody else
-    adds to. The verdict is stale then, unless the evidence is the same.
-
-    Args:
-        origin: where the records came from, for the log.
-    """
-    own = {each.digest for each in store.sound().values()} - {records.manifest}
-    for policy in records.policies.values():
-        store.put(policy.to_bytes())
-    for each in records.evidence.values():
-        if each.candidate not in own:
-            rows, responses = (store.read(blob) if blob else b"" for blob in (each.rows, each.responses))
-            store.add_evidence(each, rows=rows, responses=responses, timings={})
-    for taken_back in records.retractions.values():
-        if taken_back.candidate not in own:
-            retractions.record(store, taken_back)
-    for waiver in records.waivers.values():
-        waivers.record(store, waiver)
-    for digest, verdict in records.verdicts.items():
-        store.add_verdict(verdict)
-        if store.log.newest("verdict", verdict=digest) is None:
-            judging.log(store, name, verdict, digest)
-    key = {"name": name, "manifest": records.manifest, **origin}
-    store.log.follow("received", key, lambda newest: None if newest else {})
-    if left := sorted({each.candidate[:12] for each in records.evidence.values() if each.candidate in own}):
-        output.hint(f"evidence of {', '.join(left)} is not taken, for this registry has these candidates itself")
+def refused(what: str, where: str) -> IntegrityError:
+    """Says that records are not taken."""
+    return IntegrityError(
+        f"the records that came with this model cannot be trusted: {what}", where=where, remedy=_REMEDY
+    )
 
 
 class _Written(Record):
@@ -275,7 +237,7 @@ def _parsed(kind: type[AnyRecord], values: Mapping[str, Any], where: str) -> dic
     found = {digest: _record(kind, value, where) for digest, value in values.items()}
     for digest, each in found.items():
         if each.identity() != digest:
-            raise _refused(f"the {kind.__name__} {digest[:12]} is not what its digest says", where)
+            raise refused(f"the {kind.__name__} {digest[:12]} is not what its digest says", where)
     return found
 
 
@@ -283,16 +245,16 @@ def _record(kind: type[AnyRecord], value: Any, where: str) -> AnyRecord:
     try:
         return kind.from_bytes(canonical.dumps(value))
     except (IntegrityError, ValueError) as error:
-        raise _refused(str(getattr(error, "what", error)), where) from None
+        raise refused(str(getattr(error, "what", error)), where) from None
 
 
 def _policy(digest: str, value: Any, where: str) -> Policy:
     try:
         policy = parse_policy(canonical.dumps(value).decode(), where=where)
     except (UsageError, ValueError) as error:
-        raise _refused(f"the policy {digest[:12]} is none: {getattr(error, 'what', error)}", where) from None
+        raise refused(f"the policy {digest[:12]} is none: {getattr(error, 'what', error)}", where) from None
     if policy.identity() != digest:
-        raise _refused(f"the policy {digest[:12]} is not what its digest says", where)
+        raise refused(f"the policy {digest[:12]} is not what its digest says", where)
     return policy
 
 
@@ -304,7 +266,7 @@ def _complaints(records: Records) -> Iterator[str]:
     baselines = {each.baseline for each in records.verdicts.values() if each.baseline}
     if missing := baselines - records.manifests.keys():
         yield f"the manifest of the baseline {min(missing)[:12]} is missing"
-    needed = set(_ancestors(records.manifests, {records.manifest, *baselines}))
+    needed = set(ancestors(records.manifests, {records.manifest, *baselines}))
     if missing := needed - records.manifests.keys():
         yield f"the lineage is not whole: the manifest {min(missing)[:12]} is missing"
     if more := records.manifests.keys() - needed:
@@ -333,22 +295,10 @@ def _complaints(records: Records) -> Iterator[str]:
         yield "the blobs are not those that the records name"
 
 
-def _ancestors(manifests: Mapping[str, Manifest], starts: Iterable[str]) -> Iterator[str]:
+def ancestors(manifests: Mapping[str, Manifest], starts: Iterable[str]) -> Iterator[str]:
     """`starts` and all that they were made from, as far as it is there."""
     for start in starts:
         digest: str | None = start
         while digest is not None:
             yield digest
             digest = manifests[digest].inputs.parent if digest in manifests else None
-
-
-def _oldest_first(records: Records) -> list[tuple[str, Manifest]]:
-    """A manifest after the one that it was made from."""
-    depth = {digest: sum(1 for _ in _ancestors(records.manifests, [digest])) for digest in records.manifests}
-    return sorted(records.manifests.items(), key=lambda item: (depth[item[0]], item[0]))
-
-
-def _refused(what: str, where: str) -> IntegrityError:
-    return IntegrityError(
-        f"the records that came with this model cannot be trusted: {what}", where=where, remedy=_REMEDY
-    )

@@ -47,30 +47,29 @@ def connect(address: Address) -> tuple[HfApi, str]:
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-    from huggingface_hub.utils import logging as client
 
     where = str(address)
     if not get_token():
         raise UsageError(
             "there is no token to write with", where=where, remedy="hf auth login, or HF_TOKEN in the environment"
         )
-    # what it says of an address of the storage may hold that address's signature
-    client.set_verbosity_error()  # type: ignore[no-untyped-call]
     disable_progress_bars()
     api = HfApi()
     with told(address):
         me = api.whoami()
-    role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")
+        role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")
+        roles = {str(each.get("name")): each.get("roleInOrg") for each in me.get("orgs") or []}
+        who = str(me["name"])
     namespace = address.repository.partition("/")[0]
-    roles = {str(each.get("name")): each.get("roleInOrg") for each in me.get("orgs") or []} | {str(me["name"]): "admin"}
+    roles |= {who: "admin"}
     if role == "read":
         raise UsageError(
             "the token may only read", where=where, remedy="make one that may write: hf auth login --force"
         )
     if (roles.get(namespace) or "write") not in _MAY_WRITE or namespace not in roles:
         mine = ", ".join(sorted(name for name, each in roles.items() if (each or "write") in _MAY_WRITE))
-        raise UsageError(f"{me['name']} may not write to {namespace}", where=where, remedy=f"send it to one of: {mine}")
-    return api, str(me["name"])
+        raise UsageError(f"{who} may not write to {namespace}", where=where, remedy=f"send it to one of: {mine}")
+    return api, who
 
 
 def look(api: HfApi, address: Address, revision: str | None = None) -> State | None:
@@ -114,6 +113,31 @@ def check_rights(api: HfApi, address: Address, state: State, *, private: bool) -
         output.hint(f"{address.repository} is gated: who adds it needs to be let in")
 
 
+def check_card(api: HfApi, address: Address, card: bytes) -> None:
+    """
+    Raises:
+        UsageError: the Hub would not take the card. It says so of a commit too, but after the large files were sent.
+    """
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    with told(address):
+        answer = get_session().post(
+            f"{api.endpoint}/api/validate-yaml",
+            json={"content": card.decode(), "repoType": "model"},
+            headers=build_hf_headers(),
+        )
+        if answer.status_code != 400:
+            hf_raise_for_status(answer)
+            return
+        said = "; ".join(str(each.get("message")) for each in answer.json().get("errors", []))
+    raise UsageError(
+        f"the Hub does not take the card: {hub.scrubbed(said)[:300]}",
+        where=str(address),
+        remedy="--license states another licence; the rest of it comes from the base's card",
+    )
+
+
 @contextmanager
 def told(address: Address) -> Iterator[None]:
     """Errors of the Hub when it is written to, as ours; no token is in them."""
@@ -137,24 +161,17 @@ def told(address: Address) -> Iterator[None]:
 
 
 def _refusal(error: HfHubHTTPError, where: str) -> SluiceError | None:
-    """What the Hub refuses, in words; None if it is the Hub that fails."""
-    status, headers = error.response.status_code, error.response.headers
+    """What the Hub refuses whoever writes, in words; None if it is the Hub that fails, or where it is read too."""
+    status = error.response.status_code
     said = hub.scrubbed((error.server_message or "").strip())[:300]
     because = f": {said}" if said else ""
-    if status == 401:
-        remedy = "hf auth login --force, or mend HF_TOKEN"
-        return UsageError(f"the Hub does not take the token{because}", where=where, remedy=remedy)
     if status == 403:
         remedy = "ask an owner for the right to write, or send it elsewhere"
         return UsageError(f"the token may not do this{because}", where=where, remedy=remedy)
     if status in (409, 412):
         what = f"somebody else changed the repository at the same moment{because}"
         return BusyError(what, where=where, remedy="run this again: it looks at what is there by then")
-    if status == 429:
-        seconds = headers.get("Retry-After", "")
-        wait = f"wait {seconds} seconds" if seconds.isdigit() else "wait some minutes"
-        return UsageError("the Hub asks for fewer requests", where=where, remedy=f"{wait}, then run this again")
-    if status < 500:
+    if status < 500 and status not in (401, 429):
         return UsageError(f"the Hub refuses ({status}){because}", where=where, remedy="run this again; it continues")
     return None
 

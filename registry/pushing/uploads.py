@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from gates.errors import IntegrityError
 from registry.bulk import Advance
 
 if TYPE_CHECKING:
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def addition(name: str, content: bytes | Path) -> CommitOperationAdd:
-    """The operation that adds a file to a commit."""
+    """The operation that adds a file to a commit.
+
+    Raises:
+        IntegrityError: the file is gone.
+    """
     from huggingface_hub import CommitOperationAdd
 
     class Told(CommitOperationAdd):
@@ -30,6 +35,10 @@ def addition(name: str, content: bytes | Path) -> CommitOperationAdd:
                 with _Counted(self.path_or_fileobj, self.advance) as counted:
                     yield counted
 
+    if isinstance(content, Path) and not content.is_file():
+        raise IntegrityError(
+            f"{name} is gone from the registry", where=str(content), remedy="registry verify says what is missing"
+        )
     return Told(name, str(content) if isinstance(content, Path) else content)
 
 

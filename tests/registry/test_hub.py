@@ -16,7 +16,8 @@ from gates.errors import UsageError
 from registry import hub
 from registry.store import Store
 from tests.support import invariants, tiny
-from tests.support.hub import Answer, Hub, Request
+from tests.support.answers import Answer
+from tests.support.hub import Hub, Request
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 TOKEN = "hf_thisIsNobodysToken"  # noqa: S105 - nobody's
@@ -80,6 +81,47 @@ def test_a_revision_is_a_branch_a_tag_a_reference_or_a_commit(site, files, run, 
     done = run("add", "toy", f"hf://org/model@{revision or wanted}")
     assert done.returncode == 0, done.stderr
     assert candidate(tmp_path).manifest.inputs.settings["revision"] == wanted
+
+
+LEFT = [
+    *("pytorch_model-00001-of-00002.bin", "training_args.bin", "original/consolidated.00.pth", "code.tar.gz", "w.npz"),
+    *("consolidated.safetensors", "original/model.safetensors", "m-Q4_K_M.gguf", "onnx/m.onnx"),
+    *("adapter_model.safetensors", "checkpoint-500/model-00001-of-00002.safetensors"),
+    *("modeling_x.py", "assets/a.png", "logo.svg", "LICENSE"),
+]
+TAKEN = ["tokenizer.model", "vocab.json", "merges.txt", "qwen.tiktoken", "original/params.json", "empty.txt"]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_what_else_lies_in_public_repositories_is_left_there(site, run, tmp_path, shards):
+    folder = tiny.write_checkpoint(tmp_path / "model", shards=shards)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} | dict.fromkeys(TAKEN, b"")
+    weights = files["model.safetensors" if shards == 1 else SHARDS[0]]
+    others = {name: weights if name.endswith("safetensors") else b"\x80\x02c__builtin__\neval\n." for name in LEFT}
+    site.repository("org/model").commit(files | others | {".eval_results/x.yaml": b"x: 1\n"})
+    done = run("add", "toy", "hf://org/model")
+    assert done.returncode == 0, done.stderr
+    assert candidate(tmp_path).manifest.files.keys() == files.keys()
+    assert f"no part of a model: {', '.join(sorted(LEFT))}" in done.stderr
+    again = run("add", "toy", "hf://org/model")
+    assert (again.returncode, "is there already" in again.stderr) == (0, True), again.stderr
+
+
+def test_a_shard_of_another_name_that_the_index_names_is_taken(site, files, run, tmp_path):
+    index = json.loads(files["model.safetensors.index.json"])
+    index["weight_map"] = {
+        name: file.replace(SHARDS[1], "mtp.safetensors") for name, file in index["weight_map"].items()
+    }
+    renamed = {"mtp.safetensors" if name == SHARDS[1] else name: data for name, data in files.items()}
+    commit = renamed | {
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "other.safetensors": files[SHARDS[0]],
+    }
+    site.repository("org/model").commit(commit)
+    done = run("add", "toy", "hf://org/model")
+    assert done.returncode == 0, done.stderr
+    assert {"mtp.safetensors", SHARDS[0]} <= candidate(tmp_path).manifest.files.keys()
+    assert "other.safetensors" not in candidate(tmp_path).manifest.files
 
 
 def test_what_was_added_from_the_same_commit_is_found_without_fetching_anything(site, files, run):
@@ -216,6 +258,8 @@ def test_that_there_is_no_network_is_said(run):
         ({"HTTP_PROXY": "odd://me:hidden@localhost:1"}, "proxy"),
         ({"HF_TOKEN": "hf_hiddenö"}, "HF_TOKEN"),
         ({"HF_ENDPOINT": "http://me:hidden@127.0.0.1:1"}, "cannot be reached"),
+        ({"SSL_CERT_FILE": "/no/such.pem"}, "SSL_CERT_FILE"),
+        ({"SSL_CERT_FILE": "/etc/passwd"}, "SSL_CERT_FILE"),
     ],
 )
 def test_a_proxy_or_a_token_that_nobody_can_use_is_said_and_no_password_is_shown(run, settings, word):

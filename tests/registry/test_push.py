@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from gates import canonical
 from registry import commits, judging, lineage, promotion, retractions
 from registry.store import Store
 from tests.support import invariants, scores, stores
+from tests.support.answers import Answer
 from tests.support.commands import Commands, Done
-from tests.support.hub import Answer, Request, card_data
+from tests.support.hub import Request, card_data
 from tests.support.hub_uploads import Account, WritableHub
 
 TOKEN = "hf_thisIsNobodysSecretToken"  # noqa: S105 - nobody's
@@ -40,8 +42,12 @@ def site() -> Iterator[WritableHub]:
 
 
 @pytest.fixture(scope="module")
-def command(site, tmp_path_factory) -> Iterator[Commands]:
-    home = tmp_path_factory.mktemp("home")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def command(site, home) -> Iterator[Commands]:
     with Commands(site.environment(home) | {"HF_TOKEN": TOKEN}) as command:
         yield command
 
@@ -187,6 +193,20 @@ def test_the_card_says_what_the_model_is_and_how_sure_that_is(hub, store, run):
     assert main(hub)["LICENSE"] == b"Do what is right.\n"
 
 
+def test_whatever_the_bases_card_says_the_hubs_client_reads_ours_as_it_is_meant(hub, store, run):
+    from huggingface_hub import ModelCard
+
+    name = "x\n---\n# <script>"
+    about = {"license": "other", "license_name": name, "license_link": "a: b", "language": ["en", "日本", "no"]}
+    revision = store.candidate("base").manifest.inputs.settings["revision"]
+    text = f"---\n{json.dumps(about)}\n---\n# Base\n".encode()
+    hub.repositories[BASE].history[str(revision)]["README.md"] = text
+    assert run("push", "v7b", TARGET).returncode == 0
+    card = ModelCard(main(hub)["README.md"].decode())
+    assert {key: card.data.to_dict()[key] for key in about} == about
+    assert "<script" not in card.text
+
+
 def test_a_model_that_was_judged_on_vllm_is_served_under_the_same_flags(store, run):
     digest = store.candidate("v7b").digest
     rows = scores.right(9, 10)
@@ -312,7 +332,7 @@ def test_what_has_no_fresh_pass_is_not_sent(hub, store, run):
 
 def test_an_override_is_in_the_log_before_anything_is_sent(hub, store, run):
     stores.observe(store, "v7b", right=0)
-    hub.refusals.append(lambda each: Answer(500) if each.method == "POST" else None)
+    hub.refusals.append(lambda each: Answer(500) if each in sent(hub) else None)
     assert run("push", "v7b", TARGET, "--override", "--reason", "they asked for it").returncode == 2
     entry = store.log.newest("push", target=TARGET)
     assert entry is not None
@@ -397,6 +417,13 @@ def test_a_damaged_candidate_is_not_sent(hub, store, run):
         blob.write_bytes(data)
         blob.chmod(0o444)
     assert run("push", "v7b", TARGET).returncode == 0
+
+
+def test_a_card_that_the_hub_does_not_take_is_said_before_anything_is_sent(hub, run):
+    for words in (("--dry-run",), ()):
+        done = run("push", "v7b", TARGET, "--license", "my own licence", *words)
+        assert (done.returncode, "license must be an id" in done.stderr) == (2, True), done.stderr
+        assert not sent(hub)
 
 
 def test_a_base_whose_licence_cannot_be_read_needs_one_stated(hub, run):
@@ -621,19 +648,114 @@ def test_a_pull_request_that_somebody_closed_meanwhile_is_not_opened_again(hub, 
     assert [each.status for each in hub.pull_requests[REPOSITORY]] == ["closed", "merged"]
 
 
-def test_answers_that_make_no_sense_are_said_without_a_traceback(hub, run):
-    for path in ("/preupload/", "/info/lfs/", "/commit/", "/discussions", "/refs", "whoami"):
-        hub.faults[:] = [lambda each, _, path=path: Answer(200, {}, b"<html>") if path in each.path else None]
-        done = run("push", "v7b", f"hf://me/odd{abs(hash(path))}")
-        assert (done.returncode, "Traceback" in done.stderr) == (2, False), (path, done.stderr)
+@pytest.mark.parametrize("body", [b"<html>", b"null", b"[]", b"{}"])
+def test_answers_that_make_no_sense_are_said_without_a_traceback(hub, run, body):
+    places = (
+        "whoami",
+        "/api/models/",
+        "/refs",
+        "/repos/create",
+        "/discussions",
+        "/preupload/",
+        "/info/lfs/",
+        "/commit/",
+    )
+    for path in (*places, "/status"):
+        hub.faults[:] = [lambda each, _, path=path: Answer(200, {}, body) if path in each.path else None]
+        name = f"me/odd{abs(hash((path, body)))}"
+        done = run("push", "v7b", f"hf://{name}")
+        assert done.returncode == 2 or (body == b"{}" and done.returncode in (0, 5)), (path, done.stderr)
+        assert "Traceback" not in done.stderr
 
 
-def test_no_log_no_record_no_report_and_no_message_holds_the_token(hub, run, memory_path):
+@pytest.mark.parametrize("how", ["its evidence is retracted", "it is judged again", "its shard is lost"])
+def test_what_makes_it_unfit_while_it_is_sent_keeps_it_from_being_merged(hub, store, run, memory_path, how):
+    def meddle(request: Request) -> None:
+        if request.method == "POST" and request.path.endswith("/discussions"):
+            hub.refusals.clear()
+            if how == "its evidence is retracted":
+                for each in store.evidence(store.candidate("v7b").digest):
+                    retractions.retract(store, each, "the server was broken")
+            elif how == "it is judged again":
+                stores.observe(store, "v7b", right=1)
+                judging.judge(store, "v7b", policy=judging.read_policy(policy_of(memory_path)), baseline="base")
+            else:
+                store.layout.blob(model(store)[SHARD]).unlink()
+
+    hub.refusals.append(meddle)
+    done = run("push", "v7b", TARGET)
+    message = f"{SHARD} is gone" if "shard" in how else "judged otherwise"
+    assert (done.returncode, message in done.stderr) == (5 if "shard" in how else 6, True), done.stderr
+    assert not main(hub)
+    assert not hub.repositories[REPOSITORY].tags
+    again = run("push", "v7b", TARGET)
+    assert again.returncode in (2, 5), "nor is it sent again"
+
+
+def test_what_the_hub_makes_one_wait_for_is_said_and_no_signature_is(hub, run):
+    first = []
+
+    def busy(request: Request, _: Answer) -> Answer | None:
+        if "/lfs-put/" not in request.path or first:
+            return None
+        first.append(request)
+        return Answer(429, {"Retry-After": "1"})
+
+    hub.faults.append(busy)
+    done = run("push", "v7b", TARGET)
+    assert (done.returncode, "Rate limited. Waiting" in done.stderr) == (0, True), done.stderr
+    assert "signature" not in done.stderr
+
+
+def test_a_hub_that_answers_nothing_is_not_waited_for_for_ever(hub, store, tmp_path):
+    def hang(request: Request, _: Answer) -> None:
+        if "discussions" in request.path:
+            threading.Event().wait(1.5)
+
+    hub.faults.append(hang)
+    program = "import registry.hub\nregistry.hub.PATIENCE = 0.3\nfrom registry.__main__ import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "push", "v7b", TARGET, "--root", store.layout.root],
+        env=os.environ | hub.environment(tmp_path / "home") | {"HF_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, "cannot be reached" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("address", ["hf://me:{}@huggingface.co/me/v7b", "https://me:{}@huggingface.co/me/v7b"])
+def test_a_password_in_an_address_is_not_repeated(run, address):
+    for words in (("push", "v7b"), ("add", "x")):
+        done = run(*words, address.format("hidden"))
+        assert (done.returncode, "hidden" in done.stderr, "…@" in done.stderr) == (2, False, True), done.stderr
+
+
+@pytest.mark.parametrize("address", ["hf://me/gated", f"hf://{BASE}@gone"])
+def test_a_password_in_the_endpoint_is_not_repeated(hub, store, tmp_path, address):
+    hub.repository("me/gated", gated=True).commit({"config.json": b"{}"})
+    settings = {"HF_ENDPOINT": hub.url.replace("http://", "http://me:hidden@"), "HF_DEBUG": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "registry", "add", "x", address, "--root", store.layout.root],
+        env=os.environ | hub.environment(tmp_path / "home") | settings,
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout + done.stderr
+    assert (done.returncode, "hidden" in said, "…@" in said) == (2, False, True), said
+
+
+@pytest.mark.parametrize("kept", ["in the environment", "in a file"])
+def test_no_log_no_record_no_report_and_no_message_holds_the_token(hub, run, home, memory_path, kept):
     said = []
+    known = {} if kept == "in the environment" else {"HF_TOKEN": ""}
+    if known:
+        (home / "token").write_text(TOKEN)
     for status in (None, 400, 401, 403, 404, 409, 413, 429, 500):
         answer = Answer(status or 200, {"X-Error-Message": f"bad token {TOKEN}"}, f'{{"error":"no {TOKEN}"}}'.encode())
         hub.refusals[:] = [lambda each, answer=answer: answer if "/commit/" in each.path else None] if status else []
-        said.append(run("push", "v7b", TARGET))
+        said.append(run("push", "v7b", TARGET, **known))
+    (home / "token").unlink(missing_ok=True)
+    assert {each.authorization for each in hub.requests if each.path.startswith("/api/")} == {f"Bearer {TOKEN}"}
     assert all(TOKEN not in each.stdout + each.stderr for each in said)
     assert {each.returncode for each in said} <= {0, 2, 6}
     for path in memory_path.rglob("*"):
@@ -690,6 +812,27 @@ def test_an_add_that_breaks_off_among_the_records_goes_on(hub, run, store, tmp_p
         there = Store.open(root).candidate("v7b")
         assert Store.open(root).verdicts(there.digest) == store.verdicts(there.digest)
         invariants.check(root)
+
+
+@pytest.mark.parametrize(("file", "size"), [(".sluice/records.json", 1 << 30), ("blob", 7)])
+def test_records_larger_than_can_be_are_not_fetched(hub, run, tmp_path, file, size):
+    assert run("push", "v7b", TARGET).returncode == 0
+    name = file if file != "blob" else next(each for each in main(hub) if each.startswith(".sluice/blobs/"))
+
+    def lie(request: Request, answer: Answer) -> Answer | None:
+        if request.path != f"/api/models/{REPOSITORY}":
+            return None
+        said = json.loads(answer.body)
+        next(each for each in said["siblings"] if each["rfilename"] == name)["size"] = size
+        return Answer(answer.status, answer.headers, json.dumps(said).encode())
+
+    hub.faults.append(lie)
+    hub.requests.clear()
+    Store.init(tmp_path / "fresh")
+    done = run("add", "v7b", TARGET, root=tmp_path / "fresh")
+    assert (done.returncode, "too large" in done.stderr or "state" in done.stderr) == (5, True), done.stderr
+    assert not [each for each in hub.requests if each.path.endswith(name)]
+    assert not Store.open(tmp_path / "fresh").names()
 
 
 def test_what_comes_back_can_be_sent_on_and_is_the_same(hub, store, run, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from registry import judging, lineage, promotion
+from gates.errors import UsageError
+from registry import judging, lineage, modelpack, oci, promotion, retractions
+from registry.pushing import eligibility, records
+from registry.pushing import oci as to_oci
 from registry.store import Store
 from tests.support import invariants, stores, tiny
+from tests.support.answers import Answer
 from tests.support.commands import Commands, Done
-from tests.support.hub import Answer
 from tests.support.oci import Asked, Proxy, Registry, Users
 
 pytestmark = pytest.mark.needs("oci")
@@ -446,7 +450,188 @@ def test_no_credential_goes_to_another_host(proxy, behind, run, home, target):
     assert not any(seen)
 
 
+def test_no_password_goes_where_a_host_that_was_redirected_to_wants_it(proxy, behind, run, home, target, tmp_path):
+    log_in(home, target, PASSWORD)
+    assert run("push", "v7b", target).returncode == 0
+    proxy.users = Users("basic", password=PASSWORD)
+    with Proxy(behind.port) as storage, Proxy(behind.port) as thief:
+        thief.refusals.append(lambda _: Answer(200, {}, b'{"token":"x"}'))
+        wanted = {"Www-Authenticate": f'Bearer realm="http://127.0.0.1:{thief.port}/token",service="x"'}
+        storage.refusals.append(lambda _: Answer(401, wanted))
+
+        def elsewhere(asked: Asked, _: Answer) -> Answer | None:
+            place = f"http://localhost:{storage.port}{asked.path}"
+            return Answer(307, {"Location": place}) if asked.method == "GET" and "/blobs/" in asked.path else None
+
+        proxy.faults.append(elsewhere)
+        Store.init(tmp_path / "fresh")
+        done = run("add", "v7b", target, root=tmp_path / "fresh")
+        assert (done.returncode, "does not let you" in done.stderr) == (2, True), done.stderr
+        assert storage.requests
+        assert not [each for each in storage.requests if each.authorization]
+        assert not thief.requests
+        storage.refusals.clear()
+        done = run("add", "v7b", target, root=tmp_path / "fresh")
+        assert done.returncode == 0, done.stderr
+        assert not [each for each in storage.requests if each.authorization]
+
+
+def test_a_service_may_give_the_same_token_to_all_who_ask_at_once(proxy, run, home, target):
+    log_in(home, target, PASSWORD)
+
+    def gate(asked: Asked) -> Answer | None:
+        """Its tokens are the scope itself; four uploads find at once that theirs is not enough."""
+        if asked.path.startswith("/token"):
+            token = "t-push" if "push" in asked.path else "t-pull"
+            return Answer(200, {}, json.dumps({"access_token": token}).encode())
+        scope = "pull" if asked.method in ("GET", "HEAD") else "pull,push"
+        if asked.authorization == "Bearer t-push" or (scope == "pull" and asked.authorization == "Bearer t-pull"):
+            return None
+        realm = f'realm="http://127.0.0.1:{proxy.port}/token",service="x",scope="repository:x:{scope}"'
+        return Answer(401, {"Www-Authenticate": f"Bearer {realm}"})
+
+    proxy.refusals.append(gate)
+    done = run("push", "v7b", target)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_credentials_are_those_of_the_folder_that_docker_config_names(proxy, run, home, target):
+    log_in(home, target, PASSWORD)
+    (home / ".docker").mkdir()
+    (home / "docker" / "config.json").rename(home / ".docker" / "config.json")
+    proxy.users = Users("basic", password=PASSWORD)
+    assert run("push", "v7b", target).returncode == 2, "HOME's are another's"
+    (home / ".docker" / "config.json").rename(home / "docker" / "config.json")
+    log_in(home / ".docker", target, "wrong")
+    (home / ".docker" / "docker" / "config.json").rename(home / ".docker" / "config.json")
+    assert run("push", "v7b", target).returncode == 0
+    assert len({each.authorization for each in proxy.requests}) == 2, "none, and the one"
+
+
+@pytest.mark.parametrize(
+    ("config", "works"),
+    [
+        *(({"HOST": each}, False) for each in ("x", 5, None, [], {"auth": 5}, {"auth": "%"}, {"identitytoken": "x"})),
+        *((each, False) for each in ([], None, "x", {"auths": []}, {"auths": None}, {"credHelpers": "x"})),
+        *(({"credHelpers": {"HOST": each}}, each == "sound") for each in ("sound", "failing", "odd", "barred", "none")),
+        ({"credsStore": "sound", "auths": {"HOST": {}}}, True),
+    ],
+)
+@pytest.mark.parametrize("kind", ["basic", "bearer"])
+def test_whatever_docker_keeps_is_used_or_said_and_not_shown(proxy, run, home, target, config, works, kind):
+    host = target.removeprefix("oci://").partition("/")[0]
+    helpers = {
+        "sound": f'echo \'{{"Username":"me","Secret":"{PASSWORD}"}}\'',
+        "failing": f"echo {PASSWORD} >&2; exit 1",
+        "odd": f"echo {PASSWORD}",
+        "barred": "",
+    }
+    (home / "docker").mkdir(exist_ok=True)
+    for name, script in helpers.items():
+        path = home / f"docker-credential-{name}"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755 if script else 0o644)
+    config = {"auths": config} if isinstance(config, dict) and "HOST" in config else config
+    (home / "docker" / "config.json").write_text(json.dumps(config).replace("HOST", host))
+    proxy.users = Users(kind, password=PASSWORD)
+    done = run("push", "v7b", target, PATH=f"{home}:{os.environ['PATH']}")
+    assert done.returncode == (0 if works else 2), done.stderr
+    assert "Traceback" not in done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("challenge", "body"),
+    [
+        ("Bearer", b""),
+        ('Bearer REALM="HERE"', b""),
+        ('Bearer realm="HERE",service="x"', b"null"),
+        ('Bearer realm="HERE",service="x"', b"[]"),
+        ('Bearer realm="HERE",service="x"', b'{"token":{"a":"\xc3\xb6"}}'),
+        ('Bearer realm="HERE",service="x"', '{"token":"€"}'.encode()),
+        ('Bearer realm="HERE",service="x"', b'{"token":"a\\nb"}'),
+        ('Bearer realm="http://[::"', b""),
+        ('Bearer realm="ftp://x/y"', b""),
+        ("Digest x", b""),
+    ],
+)
+def test_a_challenge_that_makes_no_sense_is_said(proxy, run, home, target, challenge, body):
+    log_in(home, target, PASSWORD)
+    wanted = {"Www-Authenticate": challenge.replace("HERE", f"http://127.0.0.1:{proxy.port}/token")}
+    proxy.refusals.append(lambda each: Answer(200, {}, body) if "/token" in each.path else Answer(401, wanted))
+    done = run("push", "v7b", target)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+
+
 # ── what goes wrong on the way ──
+
+
+@pytest.mark.parametrize("how", ["its evidence is retracted", "its shard is lost"])
+def test_what_makes_it_unfit_while_it_is_sent_keeps_it_from_being_tagged(
+    proxy, behind, store, run, target, repository, how
+):
+    def meddle(asked: Asked) -> None:
+        if asked.method == "POST":
+            proxy.refusals.clear()
+            if "shard" in how:
+                store.layout.blob(model(store)[SHARD]).unlink()
+            else:
+                for each in store.evidence(store.candidate("v7b").digest):
+                    retractions.retract(store, each, "the server was broken")
+
+    proxy.refusals.append(meddle)
+    done = run("push", "v7b", target)
+    message = "cannot be read any more" if "shard" in how else "judged otherwise"
+    assert (done.returncode, message in done.stderr) == (5 if "shard" in how else 6, True), done.stderr
+    assert not tagged(behind, repository)
+
+
+@pytest.mark.parametrize("place", ["relative", "by another name", "with a fragment", "none", "ftp://x/y", "//[bad"])
+def test_where_a_blob_is_to_be_sent_is_read_as_the_registry_says_it(proxy, run, target, place):
+    def elsewhere(asked: Asked, answer: Answer) -> Answer | None:
+        if asked.method != "POST":
+            return None
+        headers = dict(answer.headers)
+        said = headers.pop("Location")
+        there = {
+            "relative": said[said.index("/v2/") :],
+            "by another name": said.replace("127.0.0.1", "localhost"),
+            "with a fragment": f"{said}#x",
+        }
+        return Answer(answer.status, headers | ({} if place == "none" else {"Location": there.get(place, place)}))
+
+    proxy.faults.append(elsewhere)
+    done = run("push", "v7b", target)
+    if place in ("relative", "by another name", "with a fragment"):
+        assert done.returncode == 0, done.stderr
+    else:
+        assert (done.returncode, "where the files are to be sent" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(("status", "code", "message"), [(409, 6, "cannot be moved"), (413, 2, "as large as this")])
+def test_what_a_registry_takes_from_nobody_is_said(proxy, behind, run, target, repository, status, code, message):
+    proxy.refusals.append(lambda each: Answer(status) if each.method == "PUT" and "/manifests/" in each.path else None)
+    done = run("push", "v7b", target)
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
+    assert not tagged(behind, repository)
+
+
+@pytest.mark.parametrize(("module", "message"), [(modelpack, "than the manifest"), (records, "nobody takes in more")])
+def test_what_nobody_could_add_is_not_sent(proxy, store, target, monkeypatch, module, message):
+    address = oci.parse(target)
+    assert address is not None
+    candidate = store.candidate("v7b")
+    approval = eligibility.approve(store, candidate, channel="best")
+    monkeypatch.setattr(module, "LARGEST", 100)
+    with pytest.raises(UsageError, match=message):
+        to_oci.push(store, candidate, address, approval, to_oci.Options())
+    assert not changing(proxy)
+
+
+def test_certificates_that_are_not_there_are_named(run):
+    done = run("add", "x", "oci://no.such.host.invalid/me/v7b:v1", REQUESTS_CA_BUNDLE="/no/such.pem")
+    assert (done.returncode, "/no/such.pem" in done.stderr, "REQUESTS_CA_BUNDLE" in done.stderr) == (2, True, True)
+    run("ls", REQUESTS_CA_BUNDLE="")
 
 
 class Fault:

@@ -174,6 +174,51 @@ def test_nobody_adds_to_the_evidence_of_a_candidate_that_one_has_oneself(store, 
     assert judging.fresh(fresh, there, policy) is None, "it was judged against other scores of its baseline"
 
 
+@pytest.mark.parametrize("first", ["made here", "taken in from elsewhere"])
+def test_what_one_knows_of_a_model_oneself_no_stranger_adds_to_takes_back_or_waives(store, memory_path, fresh, first):
+    """The stranger is `fresh`, to whom the same model came with all that was known of it."""
+    digest = store.candidate("v7b").digest
+    policy, path = judging.read_policy(memory_path / "strict.yaml"), memory_path / "lenient.yaml"
+    rules = "[{paired: {pack: toolcall, margin: 5}}]"
+    path.write_text(f"name: lenient\ninconclusive: {{means: waiver}}\ngates:\n  - {{name: Toolcall, rules: {rules}}}\n")
+    mine, name = store, "v7b"
+    if first != "made here":
+        mine, name = Store.init(memory_path / "mine"), "theirs"
+        mine.add(name, write(store, "v7b", memory_path / "from-somebody"))
+    failing = stores.observe(mine, name, right=0)
+    assert judging.judge(mine, name, policy=policy, baseline=None).verdict == "FailToolcall"
+    known = mine.evidence(digest)
+    fresh.add("v7b", write(mine, name, memory_path / "sent"))
+    for each in list(fresh.evidence(digest)):
+        retractions.retract(fresh, each, "they say so")
+    stores.observe(fresh, "v7b", right=1000, of=1000)
+    lenient = judging.read_policy(path)
+    waivers.waive(fresh, fresh.candidate("v7b"), lenient, gate="Toolcall", reason="they say so", until="2999-12-31")
+    assert judging.judge(fresh, "v7b", policy=policy, baseline=None).verdict == "Pass"
+    theirs = write(fresh, "v7b", memory_path / "stranger")
+    for _ in range(2):
+        for each in ("again", name):
+            assert mine.add(each, theirs).digest == digest
+        assert mine.evidence(digest) == known
+        assert failing in retractions.standing(mine, digest)
+        assert not waivers.of(mine, digest)
+        verdict = judging.fresh(mine, mine.candidate(name), policy.identity())
+        assert verdict is not None
+        assert verdict.verdict == "FailToolcall"
+    invariants.check(mine.layout.root)
+
+
+def test_what_its_sender_learns_later_is_taken_in_with_it_again(store, fresh, memory_path):
+    folder = write(store, "v7b", memory_path / "sent")
+    digest = fresh.add("v7b", folder).digest
+    wrong = stores.observe(store, "v7b", right=1)
+    retractions.retract(store, wrong, "the server was broken")
+    write(store, "v7b", folder)
+    fresh.add("v7b", folder)
+    assert fresh.evidence(digest) == store.evidence(digest)
+    assert retractions.retracted(fresh, digest) == retractions.retracted(store, digest)
+
+
 def test_a_name_that_is_another_candidates_is_refused_before_anything_is_copied(folder, fresh, memory_path):
     stores.add(fresh, "v7b", memory_path, seed=9)
     with pytest.raises(UsageError, match="made from something else"):

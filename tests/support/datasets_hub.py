@@ -6,7 +6,8 @@ import json
 import re
 from typing import Any
 
-from tests.support.hub import Answer, Hub, Request, _git_digest, _part
+from tests.support.answers import Answer
+from tests.support.hub import Hub, Request, _git_digest, _part
 
 COMMIT = "c0ffee" * 6 + "c0ff"
 _JSON = {"Content-Type": "application/json"}

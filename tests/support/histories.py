@@ -39,16 +39,17 @@ def prune(chain: Chain, compression: str, mix: str | None, *, code: str = "prune
     return _on(chain, inputs, experts_kept(parent.shape.experts, Decimal(compression), top_k=TOP_K))
 
 
-def train(chain: Chain, mix: str, *, experts: str = "nf4", reference: str = "held-out") -> Chain:
+def train(chain: Chain, mix: str, *, reference: Any = "held-out", **settings: Any) -> Chain:
     inputs = Inputs(
         op="train",
         parent=chain[0][0],
         settings={
-            "experts": experts,
+            "experts": "nf4",
             "lora": {"rank": 16, "alpha": 32, "dropout": "0", "targets": None},
-            "reference": {"name": reference, "rows": digest(reference)},
+            "reference": {"name": reference, "rows": digest(reference)} if isinstance(reference, str) else reference,
             "learning_rate": "0.0001",
-        },
+        }
+        | settings,
         mix=MixUse(name=mix, rows=digest(mix), datasets=()),
         seed=0,
         code="train-1",

@@ -14,16 +14,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import yaml
+
+from tests.support.answers import Answer, Site
 
 LARGE = (".safetensors", ".bin", ".model")
 """What is kept in the large file storage."""
@@ -74,22 +74,11 @@ class Request:
     body: bytes = b""
 
 
-@dataclass
-class Answer:
-    """What comes back. `cut` bytes of the body are sent, and then nothing more; `dropped`: not even a status."""
-
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    cut: int | None = None
-    dropped: bool = False
-
-
 Fault = Callable[[Request, Answer], Answer | None]
 """Is shown each request and its answer; what it gives is answered instead, if anything."""
 
 
-class Hub:
+class Hub(Site):
     """A server on a port of its own; its files are given by `repository`.
 
     `faults` are shown what was done; `refusals` what is asked: what one of them gives is answered, and nothing is done.
@@ -101,27 +90,16 @@ class Hub:
         self.faults: list[Fault] = []
         self.refusals: list[Callable[[Request], Answer | None]] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        super().__init__()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def storage(self) -> str:
         """The same server by another name, so that the client takes it for another host."""
-        return f"http://localhost:{self._server.server_port}"
-
-    def __enter__(self) -> Hub:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        return f"http://localhost:{self.port}"
 
     def repository(self, name: str, **about: Any) -> Repository:
         return self.repositories.setdefault(name, Repository(**about))
@@ -152,6 +130,11 @@ class Hub:
             for each in self.requests
             if each.method == "GET" and (each.path in stored or (not stored and each.path.endswith(f"/{name}")))
         ]
+
+    def respond(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        parts = urlsplit(path)
+        known = (headers.get("Authorization"), headers.get("Range"), headers.get("User-Agent", ""))
+        return self.answer(Request(method, unquote(parts.path), *known, dict(parse_qsl(parts.query)), body))
 
     def answer(self, request: Request) -> Answer:
         """What this Hub answers, faults and all."""
@@ -243,45 +226,3 @@ def _part(data: bytes, wanted: str | None, headers: dict[str, str]) -> Answer:
 
 def _git_digest(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324 - as git does
-
-
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
-        wbufsize = -1
-
-        def do_GET(self) -> None:
-            answer = hub.answer(self._request())
-            if answer.dropped:
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
-                return
-            self.send_response(answer.status)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(answer.body[: answer.cut])
-            if answer.cut is not None:
-                self.close_connection = True
-
-        do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - as http.server wants
-
-        def log_message(self, *_: object) -> None:
-            """Nothing: a test's output is its own."""
-
-        def _request(self) -> Request:
-            parts, headers = urlsplit(self.path), self.headers
-            return Request(
-                self.command,
-                unquote(parts.path),
-                headers.get("Authorization"),
-                headers.get("Range"),
-                headers.get("User-Agent", ""),
-                dict(parse_qsl(parts.query)),
-                self.rfile.read(int(headers.get("Content-Length") or 0)),
-            )
-
-    return Handler

@@ -22,7 +22,8 @@ from typing import Any
 
 import yaml
 
-from tests.support.hub import LARGE, Answer, Hub, Repository, Request, _git_digest, card_data, json_answer
+from tests.support.answers import Answer
+from tests.support.hub import LARGE, Hub, Repository, Request, _git_digest, card_data, json_answer
 
 CREATED = "2026-11-22T10:00:00.000Z"
 TOO_LARGE_FOR_GIT = 10 << 20

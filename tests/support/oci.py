@@ -19,15 +19,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support.hub import Answer
+from tests.support.answers import Answer, Site
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
@@ -126,7 +125,7 @@ class Users:
     tokens: dict[str, str] = field(default_factory=dict)
 
 
-class Proxy:
+class Proxy(Site):
     """Before the registry on `port` of this machine."""
 
     def __init__(self, port: int) -> None:
@@ -136,17 +135,17 @@ class Proxy:
         self.users: Users | None = None
         self._behind = port
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
+        super().__init__()
 
     def clear(self) -> None:
         self.requests.clear()
         self.refusals.clear()
         self.faults.clear()
         self.users = None
+
+    def respond(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        sent = {name: value for name, value in headers.items() if name != "Connection"}
+        return self.answer(Asked(method, path, headers.get("Authorization"), len(body), body), sent)
 
     def answer(self, asked: Asked, headers: dict[str, str]) -> Answer:
         with self._lock:  # so that tests count in an order
@@ -208,48 +207,6 @@ class Proxy:
         status, why = (401, "UNAUTHORIZED") if not held or users.rights == "pull,push" else (403, "DENIED")
         return Answer(status, {"Www-Authenticate": said}, _error(why, f"you said {asked.authorization}"))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
 
 def _error(code: str, message: str = "no") -> bytes:
     return json.dumps({"errors": [{"code": code, "message": message}]}).encode()
-
-
-def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-        wbufsize = -1
-
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            headers = {name: value for name, value in self.headers.items() if name != "Connection"}
-            asked = Asked(self.command, self.path, self.headers.get("Authorization"), len(body), body)
-            answer = proxy.answer(asked, headers)
-            if answer.dropped:
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
-                return
-            self.send_response(answer.status)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            if "Content-Length" not in answer.headers:
-                self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(answer.body[: answer.cut])
-            if answer.cut is not None:
-                self.close_connection = True
-
-        do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815 - as http.server wants
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
-            """Tests look at `requests`."""
-
-    return Handler

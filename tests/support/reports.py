@@ -9,7 +9,7 @@ from typing import Any
 from gates import canonical
 from gates.policy import parse_policy
 from gates.records import Evidence, GateResult, Row, RuleResult
-from gates.reports import Ancestor, Entry, Made, Overview, Report, Subject, build
+from gates.reports import Ancestor, Entry, Made, Overview, Report, Subject, Trained, Training, build
 from gates.verdicts import judge
 from tests.support.scores import BASELINE, CANDIDATE, header, totals_alone
 
@@ -73,6 +73,8 @@ def hostile(text: str) -> Report:
     flips = tuple(flip.model_copy(update={"item": text, "category": text}) for flip in said.flips[:3])
     subject = SUBJECT.model_dump() | dict.fromkeys(("candidate", "baseline", "conclusion", "fit"), text)
     subject |= {"differences": (text,), "cost": (text,)}
+    words = dict.fromkeys(("experts", "mix", "reference", "stopped"), text)
+    subject["training"] = [{"of": text, "record": TRAPPED.model_dump() | words}, {"of": text, "unread": text}]
     subject["lineage"] = [{"name": text, "digest": "c" * 64, "op": text, "settings": {text: text}}]
     rule = RuleResult(rule=text, status="failed", detail=text)
     verdict = said.verdict.model_copy(
@@ -118,6 +120,34 @@ def story(policy: str, scores: Mapping[str, float], baseline: Mapping[str, float
     return build(verdict, evidence=ours, baseline_evidence=theirs)
 
 
+TRAPPED = Training.model_validate(
+    {
+        "format": 1,
+        "experts": "nf4",
+        "mix": "sft",
+        "reference": "held-out",
+        "planned_steps": 1200,
+        "steps": 400,
+        "stopped": "at step 400 the loss of the model as it would ship is 1.2861, above the 0.9000 where it began",
+        "shipped_step": 50,
+        "limit_gap": 0.5,
+        "tolerance": 0.01,
+        "losses": [4.1 * 0.997**step + 0.4 for step in range(400)],
+        "points": [
+            {
+                "step": 50 * number,
+                "trained_loss": 4.2 * 0.8**number + 0.4,
+                "shipped_loss": shipped,
+                "trained_match": 0.1 * number,
+                "shipped_match": 0.5,
+                "gap": shipped - 4.2 * 0.8**number - 0.4,
+            }
+            for number, shipped in enumerate([0.9, 0.85, 0.87, 0.9, 0.95, 1.01, 1.1, 1.2, 1.2861])
+        ],
+    }
+)
+"""The loss as trained falls for 400 steps; that of what would ship falls for 50 and rises from there on."""
+
 SUBJECT = Subject(
     candidate="v7a",
     baseline="v3",
@@ -142,6 +172,8 @@ SUBJECT = Subject(
     size=22_548_578_304,
     baseline_size=26_843_545_600,
     fit="21.0 GiB of weights on a card of 31.84 GiB",
+    attachments=("reference.jsonl", "training.json", "training.svg"),
+    training=(Trained(of="v7a.train", record=TRAPPED),),
     cost=("toolcall: 18234 tokens in 212 s", "bugfind: 90112 tokens in 801 s"),
     promoted=("best",),
 )

@@ -20,7 +20,8 @@ _RESTORE = "restore it from a backup, or move it out of the registry: then regis
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256 in hexadecimal."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 """The name of a candidate, a channel, a pack, a mix or a policy."""
 
 Outcome = Literal["scored", "truncated", "model_error", "verifier_timeout", "infra"]

@@ -8,13 +8,15 @@ data against a pydantic model and report what is wrong at once, each complaint w
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from gates.errors import UsageError
+from gates.records import NAME
 
 
 class Strict(BaseModel):
@@ -38,16 +40,16 @@ def parse(text: str, model: type[Model], *, where: str) -> Model:
     """
     node, data = _read(text, where)
     if not isinstance(data, dict):
-        raise UsageError("the file must hold keys and values", where=where, remedy=_accepted(model))
-    return _held(TypeAdapter(model), data, node, where=where, remedy=_accepted(model))
+        raise UsageError("the file must hold keys and values", where=where, remedy=_keys(model, []))
+    return _held(TypeAdapter(model), model, data, node, where=where)
 
 
 def parse_list(text: str, model: type[Model], *, where: str) -> list[Model]:
     """Reads `text` as a list of `model`s. Arguments and errors as with `parse`."""
     node, data = _read(text, where)
     if not isinstance(data, list):
-        raise UsageError("the file must hold a list", where=where, remedy=_accepted(model))
-    return _held(TypeAdapter(list[model]), data, node, where=where, remedy=_accepted(model))  # type: ignore[valid-type]
+        raise UsageError("the file must hold a list", where=where, remedy=_keys(model, [0]))
+    return _held(TypeAdapter(list[model]), model, data, node, where=where)  # type: ignore[valid-type]
 
 
 def _read(text: str, where: str) -> tuple[yaml.Node | None, Any]:
@@ -55,16 +57,35 @@ def _read(text: str, where: str) -> tuple[yaml.Node | None, Any]:
         node = yaml.compose(text, Loader=_Loader)
         return node, None if node is None else _Loader("").construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"not readable as YAML: {' '.join(str(error).split())}", where=where) from None
+        written = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        remedy = _WRITING if written else _NAMED
+        raise UsageError(f"not readable as YAML: {_misread(error, text)}", where=where, remedy=remedy) from None
 
 
-def _held(adapter: TypeAdapter[Shape], data: Any, node: Any, *, where: str, remedy: str) -> Shape:
+def _misread(error: Exception, text: str) -> str:
+    """What the parser stumbled over, and in which line."""
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f"line {line}: a character that no text has (U+{error.character:04X})"
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return "lists or keys too deep in one another"
+    mark, begun = error.problem_mark, error.context_mark
+    said = error.problem if "'\\t'" not in error.problem else "a tab, where only spaces indent"
+    if error.context is not None:
+        said += f" ({error.context}" + (f" from line {begun.line + 1}" if begun is not None else "") + ")"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
+
+
+def _held(adapter: TypeAdapter[Shape], model: type[BaseModel], data: Any, node: Any, *, where: str) -> Shape:
     try:
         return adapter.validate_python(data)
     except ValidationError as error:
-        complaints = [_complaint(item, node) for item in error.errors()[:_COMPLAINTS]]
+        errors = error.errors()[:_COMPLAINTS]
+        complaints = list(dict.fromkeys(_complaint(item, node) for item in errors))
         if error.error_count() > _COMPLAINTS:
             complaints.append(f"and {error.error_count() - _COMPLAINTS} more")
+        keys = dict.fromkeys(_keys(model, list(item["loc"][:-1])) for item in errors if item["type"] in _OF_KEYS)
+        remedy = "; ".join(keys) or _NAMED
         raise UsageError("\n".join(complaints), where=where, remedy=remedy) from None
 
 
@@ -83,6 +104,9 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
 
+_NAMED = "mend what is named"
+_WRITING = "mend that line; spaces indent, and a text with ': ', ' #' or a bracket in it stands in quotes"
+_OF_KEYS = ("extra_forbidden", "missing")
 _COMPLAINTS = 12
 """More at once help nobody; a file that has more is likely another file than was meant."""
 _LARGEST = 2**53
@@ -165,14 +189,37 @@ _Loader.add_constructor(f"{_TAG}map", _unique_mapping)
 
 def _complaint(error: Any, root: yaml.Node) -> str:
     """One validation error as 'line 7, steps[0].prune.compression: …'."""
+    message = _plainly(error)
     path = list(error["loc"])
-    message = "unknown key" if error["type"] == "extra_forbidden" else str(error["msg"]).removeprefix("Value error, ")
-    return f"line {_line(root, path)}, {_field(path)}: {message}"
+    if error["type"] == "value_error" and (named := re.match(r"(\w+)((?:\[\d+\])*): ", message)):
+        # the complaint of a whole part begins with what in it is meant
+        path += [named[1], *map(int, re.findall(r"\d+", named[2]))]
+        message = message[named.end() :]
+    line, there = _found(root, path)
+    if error["type"] not in _OF_KEYS:
+        path = path[:there] or path  # what follows are pydantic's own words, such as which of several types it tried
+    return f"line {line}, {_field(path)}: {message}"
 
 
-def _line(root: yaml.Node, path: list[str | int]) -> int:
-    """The line of the deepest node on `path` that the text has (a missing key is reported where it should stand)."""
-    node, line = root, root.start_mark.line
+def _plainly(error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == NAME:
+        message = "a name is at most 64 of a-z 0-9 . _ -, and begins with a letter or a digit"
+    return {
+        "extra_forbidden": "unknown key",
+        "model_type": "keys and values are needed here: {key: value}",
+        "list_type": "a list is needed here: [one, another]",
+        "tuple_type": "a list is needed here: [one, another]",
+        "string_type": "a text is needed here; a number that is one stands in quotes",
+    }.get(error["type"], message)
+
+
+def _found(root: yaml.Node, path: list[str | int]) -> tuple[int, int]:
+    """The line of the deepest node on `path` that the text has, and how many parts of the path lead to it.
+
+    A missing key is reported where it should stand.
+    """
+    node, line, depth = root, root.start_mark.line, 0
     for part in path:
         if isinstance(node, yaml.MappingNode):
             found = [(key, value) for key, value in node.value if key.value == part]
@@ -182,8 +229,8 @@ def _line(root: yaml.Node, path: list[str | int]) -> int:
             found = []
         if not found:
             break
-        line, node = found[0][0].start_mark.line, found[0][1]
-    return line + 1
+        line, node, depth = found[0][0].start_mark.line, found[0][1], depth + 1
+    return line + 1, depth
 
 
 def _field(path: list[str | int]) -> str:
@@ -191,5 +238,16 @@ def _field(path: list[str | int]) -> str:
     return text.removeprefix(".") or "the file"
 
 
-def _accepted(model: type[BaseModel]) -> str:
-    return "the keys here are " + ", ".join(model.model_fields)
+def _keys(model: type[BaseModel], path: list[str | int]) -> str:
+    """Which keys the part of the file at `path` may have."""
+    for part in path:
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(_models(model.model_fields[part].annotation), model)
+    return f"the keys of {_field(path)} are {', '.join(model.model_fields)}"
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -177,7 +177,8 @@ def pieces(path: Path, advance: Advance) -> Iterator[memoryview]:
     for chunk in _chunks(path):
         yield chunk
         done += len(chunk)
-        if done >= STEP:
+        # A short piece is the file's end; what comes after it somebody is writing at this moment.
+        if done >= STEP or len(chunk) < CHUNK:
             advance(done)
             done = 0
     if done:

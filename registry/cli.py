@@ -143,12 +143,13 @@ def show(
 
 
 @app.command()
-def path(name: CandidateName, root: Root = ROOT) -> None:
+def path(name: CandidateName, root: Root = ROOT, json: Json = False) -> None:
     """Print the folder to load, resolved once.
 
     vllm serve $(registry path best)
     """
-    output.text(str(opened(root).candidate(name).resolved()))
+    folder = str(opened(root).candidate(name).resolved())
+    output.data(folder) if json else output.text(folder)
 
 
 @app.command()

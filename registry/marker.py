@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from gates.errors import IntegrityError, UsageError
+from gates.errors import IntegrityError, SluiceError, UsageError
 from gates.records import Record
 from registry import fs
 from registry.layout import FORMAT, KIND, Layout
@@ -24,6 +24,7 @@ def create(layout: Layout) -> None:
     """
     if layout.marker.exists():
         return
+    _refuse_inside_another(layout)
     _refuse_foreign(layout)
     for folder in layout.folders():
         fs.make_folders(folder)
@@ -53,6 +54,18 @@ def check(layout: Layout) -> None:
             f"this registry has format {stated.format}; this Sluice knows formats up to {FORMAT}",
             where=str(layout.marker),
             remedy="use the newer Sluice that made it",
+        )
+
+
+def _refuse_inside_another(layout: Layout) -> None:
+    """What lies in a registry is its own: gc and doctor there would look at the files of two."""
+    for folder in layout.root.resolve().parents:
+        try:
+            check(Layout(folder))
+        except (SluiceError, OSError):
+            continue
+        raise UsageError(
+            f"this lies inside the registry {folder}", where=str(layout.root), remedy="name a folder outside of it"
         )
 
 

@@ -107,7 +107,9 @@ def read_file(project: Path, name: str) -> PackFile:
         )
     file = parse(read_text(path, "pack"), PackFile, where=str(path))
     if file.name != name:
-        raise UsageError(f"the pack is called {file.name}, its file {path.name}", where=f"{path}, name")
+        raise UsageError(
+            f"the pack is called {file.name}, its file {path.name}", where=f"{path}, name", remedy="call both the same"
+        )
     return file
 
 

@@ -7,6 +7,7 @@ recipe's name; one on the way is called after its step, such as `v7b.prune`.
 
 from __future__ import annotations
 
+import errno
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil
@@ -155,6 +156,12 @@ class Evaluate(Strict):
             raise ValueError("repeats at temperature 0 ask the same question for the same answer: set a temperature")
         return self
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.packs)) != len(self.packs):
+            raise ValueError("packs: one stands twice; repeats asks it again")
+        return self
+
 
 class Gate(Strict):
     policy: str
@@ -180,8 +187,10 @@ class Step(Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if len(self.model_fields_set) != 1 or self.settings is None:
+        if len(self.model_fields_set) != 1:
             raise ValueError("a step is one of: " + ", ".join(type(self).model_fields))
+        if self.settings is None:
+            raise ValueError(f"{self.kind}: its settings are missing; where all are as they come, write {{}}")
         return self
 
     @property
@@ -298,11 +307,16 @@ def read_text(path: Path, kind: str) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise UsageError(
-            f"the {kind} cannot be read: {reason}", where=str(path), remedy="paths are relative to the project's folder"
-        ) from None
+    except UnicodeDecodeError as error:
+        what = f"the {kind} cannot be read: it is not UTF-8 text (byte {error.start + 1})"
+        raise UsageError(what, where=str(path), remedy="save it as UTF-8") from None
+    except OSError as error:
+        remedies = {
+            errno.ENOENT: "paths are relative to the project's folder",
+            errno.EISDIR: "name one of its files",
+        }
+        remedy = remedies.get(error.errno or 0, f"name a {kind} that can be read")
+        raise UsageError(f"the {kind} cannot be read: {error.strerror}", where=str(path), remedy=remedy) from None
 
 
 def experts_kept(

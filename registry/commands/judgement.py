@@ -80,6 +80,8 @@ def gate(
             said = reporting.report(store, verdicts[each], card=memory, read=read)
             for kind in kinds:
                 output.hint(f"report: {reporting.write(out, each, kind, said)}")
+    if rules.compared() and baseline is None:
+        output.hint(f"the policy {rules.name} compares with a baseline; name one: --baseline NAME")
     if json:
         shown = {each: verdict.model_dump(mode="json") for each, verdict in verdicts.items()}
         output.data(shown if every else shown[names[0]])

@@ -142,11 +142,41 @@ def test_a_recipe_that_makes_nothing_works_on_its_parent(tmp_path):
         ("packs: [toolcall-15]", "packs: []", "packs"),
         ("packs: [toolcall-15]", "packs: [a], repeats: 3", "temperature"),
         ("{policy: policies/agentic.yaml, baseline: best}", "{}", "policy"),
+        ("{format: fp8-block}", "", "line 5, steps[1].quantize: its settings are missing"),
+        ("packs: [toolcall-15]", "packs: [a, a]", "line 6, steps[2].evaluate.packs: one stands twice"),
+        ("packs: [toolcall-15]", "packs: [a], thinking: perhaps", "line 6, steps[2].evaluate.thinking: "),
+        ("packs: [toolcall-15]", "packs: [a], server_flags: {--x: 1}", "steps[2].evaluate.server_flags.--x: "),
+        ("name: v7b", "name: V7", "line 1, name: a name is at most 64 of a-z 0-9 . _ -"),
+        ("name: v7b", "name: 7", "line 1, name: a text is needed here"),
+        ("  - quantize", "\t- quantize", "line 5, column 1: a tab, where only spaces indent"),
+        ("[toolcall-15]", "[toolcall-15", "from line 6"),
+        ("parent: toy", "parent: toy\nname: v8", "line 3, column 1: the key 'name' is given twice"),
+        ("parent: toy", "parent: toy\0", "line 2: a character that no text has (U+0000)"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_line_and_field(tmp_path, old, new, says):
     assert old in RECIPE
     assert says in refused(tmp_path, RECIPE.replace(old, new))
+
+
+def test_where_a_key_is_unknown_or_missing_those_of_that_place_are_listed(tmp_path):
+    said = refused(tmp_path, RECIPE.replace("compression", "compresion").replace("packs", "pack"))
+    assert "the keys of steps[0].prune are compression, mix, " in said
+    assert "the keys of steps[2].evaluate are packs, engine, " in said
+    assert "the keys of the file" not in said
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"), [(None, "relative to the project"), (b"name: caf\xe9", "save it as UTF-8"), ("", "its files")]
+)
+def test_a_recipe_that_cannot_be_read_is_refused_with_what_to_do_about_that(tmp_path, data, remedy):
+    path = tmp_path / "mine.yaml"
+    if data == "":
+        path.mkdir()
+    elif data is not None:
+        path.write_bytes(data)
+    with pytest.raises(UsageError, match=remedy):
+        read_recipe(path)
 
 
 @pytest.mark.parametrize(

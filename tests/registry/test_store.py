@@ -64,6 +64,19 @@ def test_a_folder_that_holds_something_else_is_not_made_a_registry(tmp_path):
         Store.init(tmp_path / "thesis.tex")
 
 
+def test_no_registry_is_made_inside_another(tmp_path):
+    Store.init(tmp_path / "models")
+    before = tree(tmp_path)
+    (tmp_path / "link").symlink_to("models")
+    for inside in ("models/mine", "models/blobs/deep/down", "link/mine"):
+        with pytest.raises(UsageError, match=f"inside the registry {tmp_path / 'models'}"):
+            Store.init(tmp_path / inside)
+    (tmp_path / "link").unlink()
+    assert tree(tmp_path) == before
+    (tmp_path / "format.json").write_text("{}")  # of something else
+    Store.init(tmp_path / "beside")
+
+
 def test_hidden_files_do_not_keep_a_folder_from_becoming_a_registry(tmp_path):
     (tmp_path / ".gitignore").write_text("*\n")
     Store.init(tmp_path)
@@ -176,7 +189,7 @@ def test_an_unknown_name_is_answered_with_the_near_ones(store, tmp_path):
     stores.add(store, "qwen", tmp_path)
     with pytest.raises(UsageError) as caught:
         store.candidate("v7a")
-    assert "there is v7b" in str(caught.value)
+    assert "the nearest is v7b" in str(caught.value)
     assert store.names() == ["qwen", "v7b"]
 
 

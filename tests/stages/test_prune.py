@@ -641,7 +641,7 @@ def test_a_missing_mix_is_refused(place):
 
 
 def test_a_missing_parent_is_refused(place):
-    refused(place, place.recipe(parent="parrot"), "'parrot'", "there is parent")
+    refused(place, place.recipe(parent="parrot"), "'parrot'", "the nearest is parent")
 
 
 def test_a_mix_that_asks_for_more_rows_than_there_are_is_refused(place):

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
-from registry import bulk, commits, fs, hub, locks, oci, output, remotes, sources, taking
+from registry import bulk, commits, fs, locks, output, remotes, sources, taking
+from registry.carried import receiving, records
 from registry.checkpoint import inspect
 from registry.layout import checked_name
 from registry.manifests import File, Inputs, files_digest
 from registry.parallel import each_file
-from registry.pushing import receiving, records
-from registry.remotes import Remote
+from registry.remotes import Remote, hub, oci
 from registry.taking import Work, refused_whole
 
 if TYPE_CHECKING:

@@ -86,6 +86,7 @@ def _ownership(layout: Layout) -> Iterator[Finding]:
     """Folders that are missing, or that this process may not write in; files of another user."""
     ours = os.getuid()
     take_over = f"sudo chown -R $(id -u):$(id -g) {shlex.quote(str(layout.root))}"
+    closed: dict[str, list[Path]] = {}  # by what mends it: one cause is one finding
     for folder in (layout.root, *layout.folders()):
         if not folder.is_dir():
             yield Finding("hint", "this folder is missing", str(folder), "any command makes it, such as registry ls")
@@ -94,7 +95,10 @@ def _ownership(layout: Layout) -> Iterator[Finding]:
             remedy = mode if folder.stat().st_uid == ours else take_over
             if os.statvfs(folder).f_flag & os.ST_RDONLY:
                 remedy = ownership.REMOUNT
-            yield Finding("obstacle", "nothing can be written in this folder", str(folder), remedy)
+            closed.setdefault(remedy, []).append(folder)
+    for remedy, folders in closed.items():
+        more = f", nor in {len(folders) - 1} more" if len(folders) > 1 else ""
+        yield Finding("obstacle", f"nothing can be written in this folder{more}", str(folders[0]), remedy)
     foreign = [path for path in _everything(layout.root) if path.lstat().st_uid != ours]
     if foreign:
         users = ", ".join(str(uid) for uid in sorted({path.lstat().st_uid for path in foreign}))

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
-from registry import fs, hub, packs, published
+from registry import fs, packs, published
 from registry.manifests import File
 from registry.packs import Found, Kept, Published
 from registry.progress import progress
 from registry.published import reading
 from registry.published.reading import Json
+from registry.remotes import hub
 from registry.store import Store
 
 

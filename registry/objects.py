@@ -206,7 +206,9 @@ class Objects:
     def _unknown(self, name: str) -> UsageError:
         known = self.names() + generations.channels(self.layout)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        there = f"the nearest is {' or '.join(near)}; " if near else f"there is {', '.join(known[:10])}; " if known else ""
+        there = (
+            f"the nearest is {' or '.join(near)}; " if near else f"there is {', '.join(known[:10])}; " if known else ""
+        )
         remedy = f"{there}take a model in with: registry add NAME FOLDER"
         return UsageError(f"there is no candidate or channel {name!r}", where=str(self.layout.root), remedy=remedy)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from gates.errors import SluiceError, UsageError
 from gates.records import Evidence, Verdict
 from gates.reports import Ancestor, Entry, Made, Overview, Report, Subject, build, page_of_all, render
-from registry import comparison, fitting, fs, generations, history, holding, judging, lineage, overview, plain, training
+from registry import comparison, fs, generations, history, holding, judging, lineage, overview, plain, training
+from registry.plan import fitting
 from registry.store import Candidate, Store
 
 

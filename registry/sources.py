@@ -17,7 +17,7 @@ KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
 """What a model's files are called. Whatever else lies in the source stays there."""
 
 RECORDS = ".sluice"
-"""The folder of the records that may travel with a model (`registry.pushing.records`)."""
+"""The folder of the records that may travel with a model (`registry.carried.records`)."""
 
 _CACHED_REPOSITORY = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

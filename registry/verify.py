@@ -21,14 +21,14 @@ from gates.records import Evidence, Verdict
 from registry import bulk, fs, lineage
 from registry.bulk import Advance
 from registry.checkpoint import examine, headers
-from registry.facts import FP8_BLOCK, Problem, is_scale
+from registry.checkpoint.facts import FP8_BLOCK, Problem, is_scale
+from registry.checkpoint.values import impossible_scales, possible
 from registry.layout import Layout
 from registry.manifests import File, Manifest
 from registry.objects import read_record
 from registry.parallel import each_file
 from registry.store import Candidate, Store
 from registry.tensors import Tensor, read_header
-from registry.values import impossible_scales, possible
 
 __all__ = ["Problem", "demand_whole", "verify", "verify_records"]
 

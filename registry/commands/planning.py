@@ -45,7 +45,7 @@ def plan(
     --utilisation is vLLM's --gpu-memory-utilization (0.92 unless told).
     """
     from registry import plan as planning
-    from registry.plan_view import record, render
+    from registry.plan.view import record, render
 
     if written not in ("bf16", "fp8-block"):
         raise UsageError(f"the format {written!r} is not one that Sluice writes", remedy="bf16 or fp8-block")

@@ -64,10 +64,11 @@ def push(
 
     Run again, it goes on where it stopped.
     """
-    from registry import hub, judging, oci
+    from registry import judging
     from registry.pushing import eligibility
     from registry.pushing import hub as to_hub
     from registry.pushing import oci as to_oci
+    from registry.remotes import hub, oci
 
     address = oci.parse(target, insecure=insecure) or hub.parse(target)
     if address is None:

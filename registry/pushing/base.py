@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gates.errors import UsageError
-from registry import hub, output
+from registry import output
 from registry.manifests import Manifest
+from registry.remotes import hub
 
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice|use[_-]policy)([._-][\w.-]*)?", re.IGNORECASE)
 _LARGEST = 1 << 20

@@ -16,10 +16,10 @@ from gates.reports.markdown import inert
 from gates.reports.words import between, number, signed
 from gates.units import size
 from registry import reporting, retractions, serving
-from registry.hub import SCHEME
 from registry.manifests import Manifest
 from registry.pushing.base import Base
 from registry.pushing.eligibility import Approval
+from registry.remotes.hub import SCHEME
 from registry.store import Candidate, Store
 
 if TYPE_CHECKING:

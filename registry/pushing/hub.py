@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gates.errors import UsageError
-from registry.hub import Address
-from registry.pushing import eligibility, records
+from registry.carried import records
+from registry.pushing import eligibility
 from registry.pushing.eligibility import Approval
 from registry.pushing.merging import THE_HUBS, Push, holds, send
 from registry.pushing.parcel import pack
 from registry.pushing.site import State, check_card, check_rights, connect, look, told
+from registry.remotes.hub import Address
 from registry.store import Candidate, Store
 
 TAG = "sluice-"

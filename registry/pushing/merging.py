@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from gates.errors import BusyError, IntegrityError, UsageError
 from registry import bulk, output
-from registry.hub import Address
 from registry.parallel import each_file
 from registry.pushing import uploads
 from registry.pushing.parcel import Parcel
 from registry.pushing.site import State, Stored, differing, look, told
+from registry.remotes.hub import Address
 from registry.sources import KINDS, RECORDS
 from registry.store import Candidate
 

@@ -16,14 +16,15 @@ from pathlib import Path
 
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, UsageError
-from registry import bulk, modelpack, output
-from registry.distribution import Client, Found
+from registry import bulk, output
 from registry.manifests import File
-from registry.oci import Address
 from registry.parallel import each_file
 from registry.pushing import eligibility
 from registry.pushing.eligibility import Approval
 from registry.pushing.parcel import Parcel, pack
+from registry.remotes import modelpack
+from registry.remotes.distribution import Client, Found
+from registry.remotes.oci import Address
 from registry.store import Candidate, Store
 
 UPLOADS = 4

@@ -9,8 +9,9 @@ from pathlib import Path
 from gates import canonical
 from gates.errors import UsageError
 from registry import lineage, output
+from registry.carried import records
 from registry.pushing import base as bases
-from registry.pushing import card, records
+from registry.pushing import card
 from registry.pushing.eligibility import Approval
 from registry.pushing.site import Stored
 from registry.store import Candidate, Store

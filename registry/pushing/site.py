@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gates.errors import BusyError, SluiceError, UsageError
-from registry import hub, output
-from registry.hub import Address
+from registry import output
+from registry.remotes import hub
+from registry.remotes.hub import Address
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -56,7 +56,10 @@ _ROOM = 256
 _FORCE = "vLLM: start it with --structured-outputs-config.enable_in_reasoning true"
 _REASONING = "start the server with --reasoning-parser qwen3"
 _TOOLS = "start the server with --tool-call-parser {} (vLLM: and --enable-auto-tool-choice)"
-_THINKING = 'the chat template must close the reasoning where chat_template_kwargs say {"enable_thinking": false}'
+_THINKING = (
+    'the chat template must close the reasoning where chat_template_kwargs say {"enable_thinking": false}; '
+    "registry derive NAME NEW --replace chat_template.jinja=FILE gives a model such a template"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gates.errors import IntegrityError, UsageError
 from registry import fs, output
-from registry.facts import FP8_BLOCK
+from registry.checkpoint.facts import FP8_BLOCK
 from registry.manifests import Inputs
 from registry.progress import progress
 from stages.common.machine import device_of

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from gates import canonical
 from gates.errors import IntegrityError
 from registry import output
-from registry.facts import FP8_BLOCK, is_scale
+from registry.checkpoint.facts import FP8_BLOCK, is_scale
 from registry.families import Architecture, Part
 from registry.families.parts import SCALE_SUFFIX
 from registry.tensors import Tensor

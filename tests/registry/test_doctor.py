@@ -147,6 +147,23 @@ def test_a_folder_that_cannot_be_written_is_found(store):
     store.layout.staging.chmod(0o755)
 
 
+def test_a_registry_of_somebody_else_is_one_obstacle_and_not_one_a_folder(store, monkeypatch):
+    owner = os.getuid()
+    folders = [store.layout.root, *store.layout.folders()]
+
+    def look() -> None:
+        for folder in folders:
+            folder.chmod(0o555)
+        monkeypatch.setattr(os, "getuid", lambda: owner + 1_000_000)
+        told = found(store, "obstacle")
+        for folder in folders:
+            folder.chmod(0o755)
+        assert told.count("nothing can be written in this folder") == 1
+        assert f"nor in {len(folders) - 1} more" in told
+
+    assert users.ordinary(look, owns=store.layout.root) == 0
+
+
 def test_a_missing_folder_is_found_and_mended_by_any_command(store):
     store.layout.staging.rmdir()
     assert "this folder is missing" in found(store, "hint")

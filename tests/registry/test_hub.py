@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gates.errors import UsageError
-from registry import hub
+from registry.remotes import hub
 from registry.store import Store
 from tests.support import invariants, tiny
 from tests.support.answers import Answer

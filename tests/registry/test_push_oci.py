@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from gates.errors import UsageError
-from registry import judging, lineage, modelpack, oci, promotion, retractions
-from registry.pushing import eligibility, records
+from registry import judging, lineage, promotion, retractions
+from registry.carried import records
+from registry.pushing import eligibility
 from registry.pushing import oci as to_oci
+from registry.remotes import modelpack, oci
 from registry.store import Store
 from tests.support import invariants, stores, tiny
 from tests.support.answers import Answer

@@ -19,7 +19,7 @@ from gates import canonical
 from gates.errors import IntegrityError, SluiceError, UsageError
 from gates.records import Evidence, Verdict
 from registry import judging, retractions, waivers
-from registry.pushing import records
+from registry.carried import records
 from registry.store import Store
 from tests.support import faults, invariants, scores, stores
 

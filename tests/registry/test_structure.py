@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from registry.completeness import problems_of
-from registry.facts import Facts, facts_of
+from registry.checkpoint.completeness import problems_of
+from registry.checkpoint.facts import Facts, facts_of
 from registry.families import Architecture, Spec, architecture_of
 from registry.tensors import DTYPES, Tensor
 from tests.support import real_configs, tiny

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from gates.errors import UsageError
+from registry.checkpoint.values import all_positive, holds_no_number
 from registry.cli import app
 from registry.manifests import Inputs
 from registry.store import Store
 from registry.tensors import DTYPES, read_header
-from registry.values import all_positive, holds_no_number
 from registry.verify import verify, verify_records
 from tests.support import stores, users
 from tests.support.fp8 import fp8_checkpoint, write_fp8_checkpoint

@@ -1,8 +1,8 @@
 """A repository in an OCI registry, by the OCI distribution protocol: manifests and blobs are looked for, read, sent.
 
-Who one is says `registry.credentials`. The transfers are ours, for oras reads a file into memory whole to send it, and
-writes one without looking at its digest. A blob is sent in one request. A credential goes to its own host alone, and to
-the service that this host sends one to for a token: no host that it redirects to is listened to about that.
+Who one is says `credentials`. The transfers are ours, for oras reads a file into memory whole to send it, and writes
+one without looking at its digest. A blob is sent in one request. A credential goes to its own host alone, and to the
+service that this host sends one to for a token: no host that it redirects to is listened to about that.
 
 Source: github.com/opencontainers/distribution-spec 1.1 (spec.md).
 """
@@ -20,9 +20,10 @@ from urllib.parse import urljoin, urlsplit
 
 from gates import canonical
 from gates.errors import BusyError, IntegrityError, SluiceError, UsageError
-from registry import bulk, credentials
+from registry import bulk
 from registry.manifests import File
-from registry.modelpack import LARGEST, MANIFEST
+from registry.remotes import credentials
+from registry.remotes.modelpack import LARGEST, MANIFEST
 
 _ACCEPTED = (
     MANIFEST,

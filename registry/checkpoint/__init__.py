@@ -15,9 +15,9 @@ from typing import Any
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from registry import fs
-from registry.completeness import problems_of
+from registry.checkpoint.completeness import problems_of
+from registry.checkpoint.facts import Problem, facts_of
 from registry.contents import forbidden
-from registry.facts import Problem, facts_of
 from registry.families import architecture, family_of
 from registry.manifests import Shape
 from registry.tensors import Tensor, read_header

@@ -4,7 +4,7 @@
     .sluice/blobs/<digest>     what these name: calibration rows, rows of evidence, raw responses
 
 Nothing here knows of a place that models are sent to: `gather` says what travels, `parse` reads it back, and
-`registry.pushing.receiving` takes it in. The folder's name begins with a dot, so that no loader takes its files for a
+`registry.carried.receiving` takes it in. The folder's name begins with a dot, so that no loader takes its files for a
 model's.
 
 What can be told is told before anything is taken in: every record is what its digest says, all that they name is there,

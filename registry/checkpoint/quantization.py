@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from registry.facts import Facts, Problem, is_scale
+from registry.checkpoint.facts import Facts, Problem, is_scale
 from registry.families import Part, scale_shape
 from registry.families.parts import SCALE_SUFFIX
 from registry.tensors import Tensor

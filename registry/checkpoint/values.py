@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry.facts import is_scale
+from registry.checkpoint.facts import is_scale
 from registry.tensors import Tensor
 
 if TYPE_CHECKING:

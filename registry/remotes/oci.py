@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gates.errors import UsageError
-from registry import bulk, fs, modelpack
-from registry.distribution import Client
+from registry import bulk, fs
 from registry.manifests import File
-from registry.modelpack import Artifact
-from registry.remotes import Remote, remote
+from registry.remotes import Remote, modelpack, remote
+from registry.remotes.distribution import Client
+from registry.remotes.modelpack import Artifact
 
 SCHEME = "oci://"
 

@@ -1,4 +1,4 @@
-"""Taking in a model that comes with its records (`registry.pushing.records`): it keeps the manifest that it has."""
+"""Taking in a model that comes with its records (`registry.carried.records`): it keeps the manifest that it has."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from registry import bulk, commits, fs, judging, output, remotes, retractions, sources, taking, waivers
+from registry.carried import records
+from registry.carried.records import Records
 from registry.manifests import File, Manifest
 from registry.objects import Candidate, Objects
-from registry.pushing import records
-from registry.pushing.records import Records
 from registry.remotes import Remote
 from registry.taking import Taken, Work, refused_whole
 

@@ -1,5 +1,4 @@
-"""Models that lie elsewhere, on the Hub (`registry.hub`) or in an OCI registry (`registry.oci`), fetched into a step's
-folder.
+"""Models that lie elsewhere, on the Hub (`hub`) or in an OCI registry (`oci`), fetched into a step's folder.
 
 Of each shard the header is fetched and examined before any shard is. What the place says of a file's SHA-256 is held
 against its bytes; a blob that is in the registry already is not fetched.

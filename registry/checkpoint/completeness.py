@@ -1,7 +1,7 @@
 """The rules of a whole checkpoint: what config.json states and what the headers hold must agree, tensor by tensor.
 
 Pure: nothing here touches a disk. Each rule is a function from the facts to the problems it finds; `problems_of` asks
-them all. The rules of block FP8 are in `registry.quantization`.
+them all. The rules of block FP8 are in `registry.checkpoint.quantization`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from registry.facts import Facts, Problem
+from registry.checkpoint.facts import Facts, Problem
+from registry.checkpoint.quantization import quantization_agrees
 from registry.families import Architecture
-from registry.quantization import quantization_agrees
 
 _FLOATS = ("BF16", "F16", "F32")
 

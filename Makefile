@@ -119,6 +119,7 @@ pin: ## write the digests of the base images into the Dockerfiles (needs Docker 
 toy: .venv-prune/.done ## train the toy again, into build/toy
 	@.venv-prune/bin/python -m stages.toy --out build/toy
 
-clean: ## remove the environments and what the demo made
+# The registry stays: there may be more in it than the demo made.
+clean: ## remove the environments and build/
 	rm -rf .venv .venv-prune .venv-train .venv-eval build
-	find $(SLUICE_ROOT) -mindepth 1 -not -name .gitignore -delete
+	@echo "the registry stays; to be rid of it too: rm -rf $(SLUICE_ROOT)/*"

@@ -69,11 +69,12 @@ def _misread(error: Exception, text: str) -> str:
         return f"line {line}: a character that no text has (U+{error.character:04X})"
     if not isinstance(error, yaml.MarkedYAMLError):
         return "lists or keys too deep in one another"
-    mark, begun = error.problem_mark, error.context_mark
-    said = error.problem if "'\\t'" not in error.problem else "a tab, where only spaces indent"
+    said, mark, begun = error.problem or "", error.problem_mark, error.context_mark
+    if "'\\t'" in said:
+        said = "a tab, where only spaces indent"
     if error.context is not None:
         said += f" ({error.context}" + (f" from line {begun.line + 1}" if begun is not None else "") + ")"
-    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
+    return said if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 
 
 def _held(adapter: TypeAdapter[Shape], model: type[BaseModel], data: Any, node: Any, *, where: str) -> Shape:

@@ -159,13 +159,13 @@ def serve(
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
     wait: Wait = None,
     root: Root = ROOT,
-) -> None:
+) -> int:
     """Serve a candidate with vLLM under the flags it was judged with.
 
-    It holds the device as long as it runs: this process becomes the server. The program is that of the environment
-    that VLLM names, or vllm on the PATH.
+    It holds the device until the server and all that it started have ended, and ends with its exit code. The program
+    is that of the environment that VLLM names, or vllm on the PATH.
     """
-    from registry import devices, leases, serving
+    from registry import devices, leases, processes, serving
 
     store = opened(root)
     words = serving.command(store, name, host=host, port=port)
@@ -174,10 +174,10 @@ def serve(
     claim = leases.Claim(f"serve {name}", candidate.name, candidate.digest)
     with leases.hold(store.layout, devices.names("auto"), claim, wait=wait) as held:
         output.hint(shlex.join(["vllm", *words]))
-        for descriptor in held.descriptors:
-            os.set_inheritable(descriptor, True)
         environment = os.environ | serving.OFFLINE | devices.ORDER | held.environment
-        os.execve(program, [str(program), *words], environment)  # noqa: S606 - no shell is wanted
+        code = processes.run([str(program), *words], environment, keep=held.descriptors)
+        held.tell_what_stays()
+    return code
 
 
 @app.command()

@@ -93,7 +93,9 @@ def _read(path: Path) -> Source:
             output.hint(f"reading {path.name}, {size >> 20} MiB")
         return Source(path.name, path.read_bytes())
     except OSError as error:
-        raise UsageError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
+        raise UsageError(
+            f"the file cannot be read: {error.strerror}", where=str(path), remedy="name the files that the tool wrote"
+        ) from None
 
 
 def _of_another(candidate: Candidate, recorded: Mapping[str, Any]) -> list[str]:

@@ -105,7 +105,8 @@ class Train(Strict):
     sequence_length: Annotated[Whole, Field(ge=8)] = 2048
     packing: bool = True
     """Whether whole chats share a sequence, as many as fit; none sees another."""
-    seed: Annotated[Whole, Field(ge=0)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
+    """As large as numpy, which the trainer seeds too, takes it."""
     evaluate_every: Annotated[Whole, Field(ge=1)] = 50
     """Steps between two looks at the model as it would ship; what is lost when a run is killed is at most so many."""
     limit_gap: Annotated[Exact, Field(ge=0)] = Decimal("0.1")

@@ -225,10 +225,12 @@ def opened(root: Path, project: Path) -> Containers:
     try:
         engine = docker.from_env(timeout=_ENGINE_ANSWERS)
         engine.ping()
-    except (docker.errors.DockerException, RequestException) as error:
+    # the last three are of an address, or a configuration, that is none
+    except (docker.errors.DockerException, RequestException, ValueError, TypeError, AttributeError) as error:
         raise UsageError(
             f"no container engine answers: {following.reason(error)}",
-            remedy="start Docker, or join the group that may use it (`docker info` says more); or --local",
+            remedy="start Docker, or join the group that may use it (`docker info` says more; DOCKER_HOST and "
+            "DOCKER_CONTEXT name an engine); or --local",
         ) from None
     _refuse_owner(root)
     model = json.loads(_compose(project, root, "--profile", "*", "config", "--format", "json"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gates.errors import UsageError
-from registry import ownership
+from registry import ownership, serving
 from registry.processes import end_with_parent
 from registry.running.lines import Lines
 from registry.running.plan import Task
@@ -40,9 +40,15 @@ class Processes:
     def check(self, task: Task) -> None:
         """
         Raises:
-            UsageError: the environment that the task needs is not installed.
+            UsageError: the environment that the task needs is not installed, or the vLLM that it asks.
         """
         self._python(task)
+        if task.kind == "evaluate" and (task.settings.engine or os.environ.get("SLUICE_ENGINE")) == "vllm":
+            try:
+                serving.program()
+            except UsageError as error:
+                error.where = f"{task.where}: {error.where}"
+                raise
 
     def run(self, task: Task, words: Sequence[str], say: Callable[[str], None]) -> int:
         """Runs the stage of `task` to its end and gives its exit code, 128 and the signal's number if one ended it.

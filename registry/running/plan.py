@@ -79,12 +79,24 @@ class Task:
         """For messages."""
         return f"{self.path}, step {self.number + 1} ({self.kind})"
 
-    def words(self, *, replace: bool, preflight: bool = False) -> list[str]:
+    def words(self, *, replace: bool) -> list[str]:
         """What the stage is told, wherever it runs, apart from where things lie there."""
-        words = ["--recipe", str(self.path), "--step", str(self.number + 1)]
-        if self.freezes:  # it begins nothing anyway
-            return words
-        return words + ["--replace"] * replace + ["--preflight"] * preflight
+        return self._words + ["--replace"] * (replace and not self.freezes)  # who fetches begins nothing
+
+    def preflight(self, *, replace: bool, instead: str | None) -> list[str]:
+        """The same for a look before anything begins.
+
+        Args:
+            instead: a candidate that is there, where the step's source is still to be made: then mixes are read, each
+                row, and nothing is said of the model, whose place it only takes.
+        """
+        if instead is not None:
+            return [*self._words, "--candidate", instead] + ["--freeze"] * (not self.freezes)
+        return self.words(replace=replace) + ["--preflight"] * (not self.freezes)
+
+    @property
+    def _words(self) -> list[str]:
+        return ["--recipe", str(self.path), "--step", str(self.number + 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gates.records import exit_code
-from registry import generations, judging, output, promotion
+from registry import generations, judging, output, promotion, retractions
 from registry.running.plan import Task
 from registry.store import Store
 
@@ -49,7 +49,8 @@ def there(store: Store, project: Path, task: Task) -> str | None:
         return None
     candidate = store.candidate(task.candidate)
     if task.kind == "evaluate":
-        packs = {each.pack for each in store.evidence(candidate.digest).values()} & set(task.settings.packs)
+        standing = retractions.standing(store, candidate.digest).values()
+        packs = {each.pack for each in standing} & set(task.settings.packs)
         return f"evidence on {', '.join(sorted(packs))}" if packs else None
     if task.kind == "gate":
         policy = judging.read_policy(project / task.settings.policy)

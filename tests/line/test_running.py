@@ -13,27 +13,31 @@ import pytest
 from tests.line.conftest import Line
 from tests.support.datasets_hub import DatasetsHub
 
-PRUNES = "name: {name}\nparent: toy\nsteps:\n  - prune: {{compression: 0.25, mix: {mix}}}\n"
+PRUNES = "name: {name}\nparent: {parent}\nsteps:\n  - prune: {{compression: 0.25, mix: {mix}, stacked: true}}\n"
 
 
 def _snapshot(root: Path) -> list[Path]:
     return sorted(root.rglob("*"))
 
 
-def _recipe(folder: Path, name: str, mix: str) -> str:
+def _recipe(folder: Path, name: str, mix: str, parent: str = "toy") -> str:
     path = folder / f"{name}.yaml"
-    path.write_text(PRUNES.format(name=name, mix=mix))
+    path.write_text(PRUNES.format(name=name, parent=parent, mix=mix))
     return str(path)
 
 
-def test_a_row_that_drifted_in_the_last_recipe_is_said_before_the_first_begins(told: Line, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parent", ["toy", "early"])
+def test_a_row_that_drifted_in_the_last_recipe_is_said_before_the_first_begins(
+    told: Line, tmp_path: Path, parent: str
+) -> None:
+    """Also where the model that is to read it is still to be made."""
     rows = (told.project / "mixes" / "toy" / "facts.jsonl").read_text().splitlines()
     rows[7] = json.dumps({"chat": json.loads(rows[7])["messages"]})
     (tmp_path / "drifted.jsonl").write_text("\n".join(rows) + "\n")
     mix = tmp_path / "drifted.yaml"
     mix.write_text(f"name: drifted\ndatasets:\n  - {{path: {tmp_path}/drifted.jsonl, count: 4}}\n")
     before = _snapshot(told.root)
-    recipes = [_recipe(tmp_path, "early", "mixes/toy/broad.yaml"), _recipe(tmp_path, "late", str(mix))]
+    recipes = [_recipe(tmp_path, "early", "mixes/toy/broad.yaml"), _recipe(tmp_path, "late", str(mix), parent)]
     refused = told.run("run", *recipes, expect=2)
     for word in ("drifted.jsonl", "line 8", "late.yaml, step 1 (prune)", "nothing has been begun"):
         assert word in refused.stderr, refused.stderr
@@ -57,7 +61,23 @@ def test_a_mix_of_the_hub_is_fetched_as_a_step_and_is_not_asked_for_again(told: 
     assert "fetched: made already" in again.stderr
 
 
-@pytest.mark.parametrize("engine", ["tcp://127.0.0.1:9", "unix:///nowhere/docker.sock"])
+def test_a_line_trains_and_quantises_what_it_trained(told: Line, tmp_path: Path) -> None:
+    line = Line(told.project, tmp_path / "models")
+    line.run("init")
+    line.run("add", "toy", "stages/toy/checkpoint")
+    train = {"mix": "mixes/toy/train/toolcall.yaml", "reference": "mixes/toy/train/reference.yaml", "max_steps": 1}
+    steps = [{"train": train | {"gradient_accumulation": 1, "sequence_length": 256}}, {"quantize": {}}]
+    recipe = tmp_path / "taught.yaml"
+    recipe.write_text(json.dumps({"name": "taught", "parent": "toy", "steps": steps}))
+    told_live = line.run("run", str(recipe)).stderr
+    looks = [json.loads(each) for each in told_live.splitlines() if each.startswith('{"what": "measure')]
+    assert [(look["step"], look["gap"] is not None) for look in looks] == [(0, True), (1, True)]
+    (training,) = line.json("show", "taught")["training"]
+    assert training["of"] == "taught.train"
+    assert [each["step"] for each in training["record"]["points"]] == [0, 1]
+
+
+@pytest.mark.parametrize("engine", ["tcp://127.0.0.1:9", "tcp://127.0.0.1:99999", "unix:///nowhere/docker.sock"])
 def test_without_an_engine_it_says_why_and_runs_here(told: Line, engine: str) -> None:
     deaf = _with(told, {"DOCKER_HOST": engine})
     command = [str(deaf.project / ".venv" / "bin" / "registry"), "run", "recipes/toy/baseline.yaml"]

@@ -713,7 +713,7 @@ def test_a_hub_that_answers_nothing_is_not_waited_for_for_ever(hub, store, tmp_p
             threading.Event().wait(1.5)
 
     hub.faults.append(hang)
-    program = "import registry.remotes.hub\nregistry.remotes.hub.PATIENCE = 0.3\nfrom registry.__main__ import main\nmain()"
+    program = "from registry.remotes import hub\nhub.PATIENCE = 0.3\nfrom registry.__main__ import main\nmain()"
     done = subprocess.run(
         [sys.executable, "-c", program, "push", "v7b", TARGET, "--root", store.layout.root],
         env=os.environ | hub.environment(tmp_path / "home") | {"HF_TOKEN": TOKEN},

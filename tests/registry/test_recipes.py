@@ -248,6 +248,7 @@ def test_training_stands_between_the_cut_and_the_bits(tmp_path):
         ("mix: b, reference: c, learning_rate: 0", "train.learning_rate"),
         ("mix: b, reference: c, max_steps: 0", "train.max_steps"),
         ("mix: b, reference: c, limit_gap: -1", "train.limit_gap"),
+        ("mix: b, reference: c, seed: 4294967296", "train.seed"),
         ("mix: b, reference: c, epochs: 2, max_steps: 9", "epochs and max_steps"),
     ],
 )

@@ -110,7 +110,7 @@ def interrupted_after(condition: Callable[[], bool]) -> threading.Thread:
     return thread
 
 
-@given(text=st.text(st.characters(exclude_characters="\r")), cuts=st.lists(st.integers(0, 40)))
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\r")), cuts=st.lists(st.integers(0, 40)))
 def test_lines_are_the_same_however_their_bytes_arrive(text, cuts):
     data, said = text.encode(), []
     lines = Lines(said.append)
@@ -242,6 +242,46 @@ def test_the_token_is_given_to_what_fetches_alone(project, monkeypatch):
         it = Task(path=PurePosixPath("recipes/mine.yaml"), recipe=recipe(project), number=1, freezes=freezes)
         Processes(project / "models", project).run(it, [], said.append)
         assert said == [seen]
+
+
+@pytest.mark.parametrize("named", ["in the recipe", "in the environment"])
+def test_a_vllm_that_is_not_there_is_said_before_anything_starts(store, project, monkeypatch, named):
+    monkeypatch.setenv("VLLM", str(project / "nowhere"))
+    for kind in ("prune", "evaluate"):
+        stage(project, kind, "")
+    path = project / "recipes" / "mine.yaml"
+    if named == "in the recipe":
+        path.write_text(RECIPE.replace("[sums]", "[sums], engine: vllm"))
+    else:
+        monkeypatch.setenv("SLUICE_ENGINE", "vllm")
+    with pytest.raises(UsageError, match="vLLM is not there") as caught:
+        run(store.layout.root, project, [Path("recipes/mine.yaml")], where="local")
+    assert f"recipes/mine.yaml, step 1 (evaluate): {project}/nowhere/bin/vllm" in str(caught.value)
+    monkeypatch.setenv("SLUICE_ENGINE", "embedded")
+    path.write_text(RECIPE)
+    assert len(planned(store.layout.root, project, [Path("recipes/mine.yaml")], where="local")) == 4
+
+
+def test_a_mix_is_read_before_the_first_step_even_where_the_model_that_reads_it_is_still_to_be_made(store, project):
+    asked = project / "asked"
+    for kind in ("prune", "train"):
+        stage(project, kind, f"print(*sys.argv[4:], file=open({str(asked)!r}, 'a')); sys.exit(2)")
+    prune, train = (
+        "prune: {compression: 0.5, mix: mixes/near.yaml}",
+        "train: {mix: mixes/%s.yaml, reference: rows.jsonl}",
+    )
+    recipes = {"mine": ("base", prune, train % "far"), "then": ("mine", train % "near")}
+    for name, (parent, *steps) in recipes.items():
+        text = f"name: {name}\nparent: {parent}\nsteps:\n" + "".join(f"  - {each}\n" for each in steps)
+        (project / "recipes" / f"{name}.yaml").write_text(text)
+    with pytest.raises(UsageError, match="nothing has been begun") as caught:
+        run(store.layout.root, project, [Path(f"recipes/{name}.yaml") for name in recipes], where="local")
+    assert asked.read_text().splitlines() == [
+        f"{project} --recipe recipes/{name}.yaml --step {step} --candidate base --freeze"
+        for name, step in (("mine", 2), ("then", 1))
+    ]
+    for where in ("recipes/mine.yaml, step 2 (train)", "recipes/then.yaml, step 1 (train)"):
+        assert where in str(caught.value)
 
 
 def test_an_unknown_parent_is_named_before_anything_starts(store, project):

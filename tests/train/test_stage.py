@@ -284,6 +284,28 @@ def test_a_rehearsal_goes_the_whole_way_and_leaves_nothing(store, capsys):
     assert all("locks" in path.parts for path in new), new
 
 
+@pytest.mark.parametrize(("learning_rate", "holds"), [("1000", True), ("1e25", False)])
+def test_a_rehearsal_merges_what_was_trained_though_it_is_worse(store, monkeypatch, learning_rate, holds):
+    """With both the best step is the start; with the second no tensor could hold what was trained."""
+    from stages.train import merging
+
+    merged = []
+    real = merging.merge
+    monkeypatch.setattr(merging, "merge", lambda *words, **named: (merged.append(words[1]), real(*words, **named)))
+    asked = quick(store, "rehearsed", learning_rate=learning_rate)
+    if holds:
+        rehearse(asked)
+        (deltas,) = merged
+        assert {name.split(".")[2] for name in deltas} == {"0", "1"}
+        assert all(delta.b.abs().max() > 0 for delta in deltas.values())
+    else:
+        with pytest.raises(UsageError, match="finite") as refused:
+            rehearse(asked)
+        assert "learning_rate" in str(refused.value.where)
+        assert merged == []
+    assert list((store.layout.root / "staging").iterdir()) == []
+
+
 # ------------------------------------------------------------------------------------------------------------ preflight
 
 

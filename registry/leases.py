@@ -1,9 +1,10 @@
 """One holder a device: a lock on leases/<device>.lock, on the registry's volume, which all containers and people share.
 
-The kernel gives the lock to one, and takes it back when the last process that inherited it has ended, however it ends.
-So the process that uses the device holds it, and a server inherits it: one that outlives its parent keeps the device,
-whose memory it has. The file is never removed, and what stands in it (who, what, since when) is for those who wait: if
-its writer was killed it is stale until the next, and says nothing, for the lock is free.
+The kernel gives the lock to one, and takes it back when the last process that inherited it has ended, however it
+ends. So the process that uses the device holds it, and a server inherits it, with its keeper
+(`registry/processes.py`), who ends last: what outlives a parent keeps the device, whose memory it has. The file is
+never removed, and what stands in it (who, what, since when) is for those who wait: if its writer was killed it is
+stale until the next, and says nothing, for the lock is free.
 
 Whatever was started by a holder works under its lease: `registry lease run -- python -m stages.prune` waits for nobody.
 It is recognised by the descriptor that it inherited, or, where something between has closed that (a container, sudo,
@@ -69,7 +70,7 @@ class Holder:
 class Lease:
     """Devices that this process, or one that started it, holds.
 
-    descriptors: those that a server is to inherit (`pass_fds`).
+    descriptors: those that a server is to inherit (`processes.kept`).
     environment: by which a process that is started knows that it works under this lease.
     """
 

@@ -61,7 +61,11 @@ def run(command: Sequence[str], environment: Mapping[str, str], *, keep: Sequenc
         with kept(command, env=environment, keep=keep) as process:
             code = _ended(process)
     except OSError as error:
-        raise UsageError(f"this cannot be started: {error.strerror}", where=command[0]) from None
+        raise UsageError(
+            f"this cannot be started: {error.strerror}",
+            where=command[0],
+            remedy="name a program, by its path or one of those on the PATH",
+        ) from None
     return code if code >= 0 else 128 - code
 
 
@@ -92,6 +96,7 @@ def kept(command: Sequence[str], *, keep: Sequence[int] = (), **options: Any) ->
                 yield process
             finally:
                 ours.close()
+                process.wait()  # before its pipes are closed
 
 
 def adopt_orphans() -> None:
@@ -102,12 +107,11 @@ def adopt_orphans() -> None:
 def descendants() -> set[int]:
     """All processes below this one, as /proc has them."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with suppress(OSError, IndexError, ValueError):
-                # the second field is a name, which may hold spaces and brackets
-                parent = int(Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()[1])
-                children.setdefault(parent, []).append(int(name))
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError, ValueError):
+            # the second field is a name, which may hold spaces and brackets
+            parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry.name))
     found: set[int] = set()
     level = [os.getpid()]
     while level:
@@ -122,16 +126,12 @@ def _ended(process: subprocess.Popen[Any]) -> int:
     try:
         while (code := process.poll()) is None:
             heard = signal.sigwaitinfo({*_HANDED_ON, signal.SIGCHLD})
-            if heard.si_signo in _HANDED_ON and _was_sent(heard):
+            # what the terminal sends (a positive code: from the kernel) it sends to the command as well
+            if heard.si_signo in _HANDED_ON and heard.si_code <= 0:
                 process.send_signal(heard.si_signo)
         return code
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _was_sent(heard: signal.struct_siginfo) -> bool:
-    """Whether a process sent it: what the terminal sends, it sends to the command as well."""
-    return heard.si_code <= 0
 
 
 def _keep(lifeline: socket.socket, keep: Sequence[int], command: Sequence[str]) -> NoReturn:
@@ -148,42 +148,53 @@ def _keep(lifeline: socket.socket, keep: Sequence[int], command: Sequence[str]) 
     adopt_orphans()
     front = _started(lifeline, keep, command, before)
     Thread(target=_watch, args=[lifeline], daemon=True).start()
-    status, until = 0, math.inf
+    status: int | None = None
+    until = math.inf  # or when what is left is killed
     asked: set[int] = set()
     while True:
-        with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if ended[0] == front:
-                    front, status = 0, ended[1]
-                    until = min(until, time.monotonic() + _LEFT)
-            if until < math.inf:
-                _end(descendants(), asked, kill=time.monotonic() >= until)
-            heard = signal.sigtimedwait(heeded, _LOOK if until < math.inf else 1e6)
-            if heard is None or heard.si_signo == signal.SIGCHLD:
-                continue
-            if heard.si_signo == _GONE:
-                until = min(until, time.monotonic() + PATIENCE)
-            elif front and _was_sent(heard):
-                os.kill(front, heard.si_signo)
+        reaped, none_left = _reaped()
+        if front.pid in reaped and status is None:
+            status, until = reaped[front.pid], min(until, time.monotonic() + _LEFT)
+        if none_left:
+            _end_like(status or 0)
+        if until < math.inf:
+            _end(descendants(), asked, kill=time.monotonic() >= until)
+        heard = signal.sigtimedwait(heeded, _LOOK if until < math.inf else 1e6)
+        if heard is None:
             continue
-        _end_like(status)
+        if heard.si_signo == _GONE:
+            until = min(until, time.monotonic() + PATIENCE)
+        # what is sent to all of a group or a session has reached the command already
+        elif heard.si_signo in _HANDED_ON and heard.si_pid == os.getppid() and status is None:
+            os.kill(front.pid, heard.si_signo)
 
 
-def _started(lifeline: socket.socket, keep: Sequence[int], command: Sequence[str], mask: set[signal.Signals]) -> int:
+def _started(
+    lifeline: socket.socket, keep: Sequence[int], command: Sequence[str], mask: set[Any]
+) -> subprocess.Popen[bytes]:
     def begin() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         end_with_parent()
 
-    error = 0
     try:
-        front = subprocess.Popen(command, pass_fds=keep, preexec_fn=begin).pid
-    except OSError as refused:
-        error, front = refused.errno or 1, 0
-    with suppress(OSError):  # nobody is there any more: then the lifeline has ended, too
-        lifeline.sendall(str(error).encode())
-    if error:
+        front = subprocess.Popen(command, pass_fds=keep, preexec_fn=begin)
+    except OSError as error:
+        lifeline.sendall(str(error.errno).encode())
         os._exit(1)
+    with suppress(OSError):  # nobody is there any more: then the lifeline has ended, too
+        lifeline.sendall(b"0")
     return front
+
+
+def _reaped() -> tuple[dict[int, int], bool]:
+    """The statuses of children that have ended since the last time, and whether there are no others."""
+    found = {}
+    try:
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            found[ended[0]] = ended[1]
+    except ChildProcessError:
+        return found, True
+    return found, False
 
 
 def _watch(lifeline: socket.socket) -> None:

@@ -38,7 +38,7 @@ def rows_of(data: bytes, *, where: str) -> list[Json]:
         UsageError: it is not that, NaN and a key given twice included; the line is named.
     """
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError("this is not UTF-8 text", where=where) from None
     if text.lstrip().startswith("["):

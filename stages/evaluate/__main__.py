@@ -15,7 +15,7 @@ from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from gates.evidence import totals
 from gates.records import Conditions, Evidence
-from registry import output
+from registry import output, retractions
 from registry.progress import Bar, progress
 from registry.recipes import Evaluate
 from registry.store import Candidate
@@ -140,7 +140,6 @@ async def _verifier(job: Job, pack: Pack) -> AsyncIterator[Run | None]:
 
 @contextmanager
 def _serving(job: Job, description: engines.Description) -> Iterator[engines.Engine]:
-    engines.end_leftovers()  # before the device is waited for: one of them may hold it
     output.hint(f"{job.source.name}: starting the {description.engine} engine on {description.device}")
     with job.leased(description.device) as lease:
         with engines.start(description, job.source.folder, keep=lease.descriptors) as engine:
@@ -226,8 +225,8 @@ def _file(folder: Path, name: str) -> bytes:
 
 
 def _made(job: Job, work: _Work) -> bool:
-    """Whether complete evidence is there already; says so."""
-    for digest, evidence in job.store.evidence(work.candidate).items():
+    """Whether complete evidence is there already that counts; says so. What was retracted is taken again."""
+    for digest, evidence in retractions.standing(job.store, work.candidate).items():
         same = evidence.conditions == work.conditions and evidence.repeats == work.settings.repeats
         if same and evidence.pack == work.pack.name and not evidence.totals.missing:
             output.text(_line(job.source.name, evidence, f"made already, evidence {digest[:12]}"))
@@ -259,7 +258,10 @@ async def _take_one(
         digest = job.store.add_evidence(evidence, rows=results.rows_bytes, responses=results.responses, timings=timings)
     if not evidence.totals.missing:
         job.store.discard(work.inputs)
-    return _line(job.source.name, evidence, f"evidence {digest[:12]}")
+    remark = f"evidence {digest[:12]}"
+    if gone := retractions.retracted(job.store, work.candidate).get(digest):
+        remark += f", the very one that is retracted and counts no more: {gone.reason}"
+    return _line(job.source.name, evidence, remark)
 
 
 def _evidence(job: Job, work: _Work, results: scoring.Results, description: engines.Description) -> Evidence:

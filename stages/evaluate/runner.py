@@ -198,7 +198,10 @@ async def _conversation(client: Client, pack: Pack, item: Item, repeat: int, set
                 responses.append(OUTGROWN)
                 break
             raise InvalidEvidence(
-                error.what, where=f"{pack.name}, item {item.id}", remedy="mend the item, or the pack's max_tokens"
+                error.what,
+                where=f"{pack.name}, item {item.id}",
+                remedy="mend the item, or the pack's max_tokens; or give the model more room (vLLM: server_flags "
+                "{max-model-len: …} in the step), if it can hold more",
             ) from None
         responses.append(reply.body)
         seconds += reply.seconds

@@ -6,16 +6,17 @@ import contextlib
 import ctypes
 import os
 import signal
-from pathlib import Path
 
-_PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36
+from registry.processes import adopt_orphans, descendants
+
+_PR_SET_DUMPABLE = 4
+"""prctl(2)."""
 
 
 def guard() -> None:
     """Makes this process the parent of all orphans below it, and keeps what runs as the same user out of its memory."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    prctl(_PR_SET_DUMPABLE, 0)
+    adopt_orphans()
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)
 
 
 def alone() -> bool:
@@ -39,24 +40,9 @@ def end_processes(*, everything: bool) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGKILL)
             else:
-                for process in _descendants():
+                for process in descendants():
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(process, signal.SIGKILL)
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
-
-
-def _descendants() -> set[int]:
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                parent = int(Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()[1])
-                children.setdefault(parent, []).append(int(name))
-    found: set[int] = set()
-    level = [os.getpid()]
-    while level:
-        level = [child for process in level for child in children.get(process, ()) if child not in found]
-        found.update(level)
-    return found

@@ -110,6 +110,7 @@ def test_compressed_files_and_lists_hold_the_same_rows():
     text = lines(SUMS)
     assert rows_in("a.jsonl.gz", gzip.compress(text), where="a") == rows_in("a.jsonl", text, where="a") == SUMS
     assert rows_in("a.json", json.dumps(SUMS, indent=1).encode(), where="a") == SUMS
+    assert rows_in("a.jsonl", b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"), where="a") == SUMS  # as Windows saves it
 
 
 def test_a_set_on_the_hub_is_kept_at_its_commit_whatever_the_branch_has_later(run, site, store, project):

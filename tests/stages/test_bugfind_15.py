@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import keyword
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -564,6 +565,18 @@ def test_fences_lose_no_line_and_hold_no_fence(text):
     kept = [line for part in found for line in (part.code if isinstance(part, Block) else part).split("\n")]
     assert all(any(line.endswith(each) for line in text.split("\n")) for each in kept)
     assert not blocks(text.replace("`", "").replace("~", ""))
+
+
+@pytest.mark.parametrize("text", ["`", "` ", "``a", "\n", "*", "1", "1.", " ", ">", "return", "LINE:\n", "```\n", "# "])
+def test_an_answer_that_repeats_itself_without_end_holds_nobody_up(text):
+    """Seconds of CPU, where a search that goes over the text again from each place takes a minute."""
+    answer = text * (60_000 // len(text))
+    before = time.process_time()
+    for item in (WRONG[0], RIGHT[0]):
+        for content in (answer, f"VERDICT: BUG\nLINE: {answer}\nWHY: {answer}", told(WRONG[0], line=answer)):
+            turns = [response(content)] * (1 + len(item.follow_ups))
+            judged(PACK, item, turns, lambda _: Result("failed"))
+    assert time.process_time() - before < 10
 
 
 @pytest.mark.parametrize("program", ["(" * 50_000, "-" * 50_000 + "1", "\0", "\ud800", "x" * 70_000, "/*" * 30_000])

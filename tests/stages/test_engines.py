@@ -1,15 +1,10 @@
-"""Servers' processes and flags: only what is ours is ended, and only what evidence states is set."""
+"""Servers' flags: only what evidence states is set."""
 
 from __future__ import annotations
 
 import http.server
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,73 +15,6 @@ from registry.recipes import Evaluate
 from stages.evaluate.engines import server, vllm
 
 SHAPE = Shape(family="qwen3_moe", layers=2, experts=4, top_k=2, quantization=None, tensor_bytes=0)
-NAMED = "import ctypes, time; ctypes.CDLL(None).prctl(15, {name!r}); print(flush=True); time.sleep(60)"
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary folder of this test's own, where notes lie."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def stranger() -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, whose name was cut in the middle of a letter."""
-    code = NAMED.format(name="überwachungsgerä".encode()[:15])
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
-    with process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process
-        process.kill()
-
-
-def note(session: int, *, started: int = 1) -> Path:
-    """A note whose owner is gone."""
-    path = server._notes() / f"{session}.json"
-    facts = {"session": session, "started": started, "owner": 2**22 + 1, "owner_started": 1, "boot": server._boot()}
-    path.write_text(json.dumps(facts))
-    return path
-
-
-def test_a_process_of_any_name_is_read(stranger: subprocess.Popen[bytes]) -> None:
-    assert server._members(stranger.pid) == [stranger.pid]
-    assert server._started(stranger.pid)
-
-
-@pytest.mark.usefixtures("temporary")
-def test_a_number_given_out_again_is_a_stranger_and_is_left_alone(stranger: subprocess.Popen[bytes]) -> None:
-    left = note(stranger.pid)
-    server.end_leftovers()
-    assert stranger.poll() is None
-    assert not left.exists()
-
-
-@pytest.mark.usefixtures("temporary")
-def test_what_an_owner_that_is_gone_has_left_is_ended(stranger: subprocess.Popen[bytes]) -> None:
-    note(stranger.pid, started=server._started(stranger.pid) or 0)
-    server.end_leftovers()
-    assert stranger.wait(5) < 0
-
-
-@pytest.mark.usefixtures("temporary")
-@pytest.mark.parametrize("session", [-1, 0, 1])
-def test_a_note_that_names_no_session_ends_nothing(session: int) -> None:
-    note(session, started=server._started(1) or 0)
-    server.end_leftovers()  # a signal to 0 would have ended this test
-
-
-def test_notes_that_others_could_have_written_are_refused(temporary: Path) -> None:
-    folder = temporary / f"sluice-{os.getuid()}"
-    folder.mkdir()
-    folder.chmod(0o777)
-    with pytest.raises(UsageError, match="yours alone"):
-        server.end_leftovers()
-    folder.rmdir()
-    folder.symlink_to(temporary)
-    with pytest.raises(UsageError, match="yours alone"):
-        server.end_leftovers()
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import torch
 from gates import canonical
 from gates.errors import InvalidEvidence
 from gates.evidence import check, incomparable, totals
-from gates.records import Evidence
-from registry import deriving, judging
+from gates.records import Evidence, Row
+from registry import deriving, judging, retractions
 from registry.recipes import Evaluate
 from registry.store import Store
 from stages.common.execution import Result
@@ -189,6 +189,23 @@ def test_what_is_made_is_found_and_under_other_conditions_it_is_made_again(taken
     (project / "recipe.yaml").write_text(RECIPE.format(more="thinking: true"))
 
 
+def test_what_was_retracted_is_taken_again_and_counts_unless_it_is_the_very_same(project, store, taken):
+    right, same = taken.found["calls"], taken.found["words"]
+    rows = [Row(**json.loads(line) | {"points": 1}) for line in taken.store.read(right.rows).splitlines()]
+    written = b"".join(row.to_bytes() + b"\n" for row in rows)
+    wrong = right.model_copy(update={"totals": totals(rows), "rows": canonical.digest(written)})
+    for each, its_rows in ((wrong, written), (same, taken.store.read(same.rows))):
+        responses = taken.store.read(each.responses)
+        digest = store.add_evidence(each, rows=its_rows, responses=responses, timings={"asked": 0})
+        retractions.retract(store, digest, "taken on a broken card")
+
+    done = stage(project, store)
+    assert done.returncode == 0, done.stderr
+    assert list(retractions.standing(store, store.candidate("tiny").digest).values()) == [right]
+    assert "made already" not in done.stdout
+    assert done.stdout.count("the very one that is retracted and counts no more: taken on a broken card") == 1
+
+
 def test_whatever_is_killed_and_however_often_only_what_is_missing_is_asked_and_the_evidence_is_the_same(
     project, store, taken
 ):
@@ -207,7 +224,7 @@ def test_whatever_is_killed_and_however_often_only_what_is_missing_is_asked_and_
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             if what == "server":
-                (server,) = _servers(store)
+                (server,) = _servers(store, keepers=False)
                 os.kill(server, how)
             else:
                 running.send_signal(how)
@@ -229,15 +246,19 @@ def test_whatever_is_killed_and_however_often_only_what_is_missing_is_asked_and_
     assert evidence(store) == taken.found
 
 
-def _servers(store: Store) -> list[int]:
-    """The processes that serve something of this registry."""
+def _servers(store: Store, *, keepers: bool = True) -> list[int]:
+    """The processes that serve something of this registry, and those that keep them (registry/processes.py)."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"stages.evaluate.embedded" in command and os.fsencode(store.layout.root) in command:
+        if (
+            b"stages.evaluate.embedded" in command
+            and os.fsencode(store.layout.root) in command
+            and (keepers or b"processes.py" not in command)
+        ):
             found.append(int(entry.name))
     return found
 

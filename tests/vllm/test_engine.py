@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from registry import devices, locks
 from registry.manifests import Shape
 from registry.store import Store
 from tests.vllm.conftest import Place, answers
@@ -126,19 +127,32 @@ def _children_of(root: Path) -> list[str]:
     return found
 
 
-def test_killed_in_the_middle_of_a_pack_it_goes_on_and_comes_to_the_same_evidence(both: Place, tmp_path: Path) -> None:
+def _below(process: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
+
+
+def test_killed_with_its_server_in_the_middle_of_a_pack_it_leaves_nothing_and_goes_on_to_the_same_evidence(
+    both: Place, tmp_path: Path
+) -> None:
     other = Place(both.project, tmp_path / "models", tmp_path)
     Store.init(other.root).add("toy", both.project / "stages" / "toy" / "checkpoint")
     recipe = other.recipe("cut-off", "toy", "vllm", packs="[toy-toolcall]", server_flags="{dtype: float32}")
     running = subprocess.Popen(other.command(recipe), env=other.environment, stderr=subprocess.DEVNULL)
     journal = _wait_for_answers(other, running)
-    running.send_signal(signal.SIGKILL)
+    (front,) = [each for keeper in _below(running.pid) for each in _below(keeper)]
+    for each in (running.pid, front):
+        os.kill(each, signal.SIGKILL)
+    killed = time.monotonic()
+    while True:
+        held = any(locks.held(other.store.layout.lease(name)) for name in devices.names("auto"))
+        left = _children_of(other.root)
+        assert held or not left, "the lease is free, and a worker is there"
+        if not left:
+            break
+        assert time.monotonic() < killed + 5, left
+        time.sleep(0.05)
     running.wait()
     answered = journal.read_text().count("\n")
-    deadline = time.monotonic() + 60
-    while _children_of(other.root) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert _children_of(other.root) == [], "the kernel ends the server when the stage is killed"
     done = other.evaluate(recipe)
     assert done.returncode == 0, done.stderr
     entry = [entry for entry in other.store.log.entries() if entry.event == "evidence"][-1]

@@ -252,8 +252,11 @@ def _quotes(named: str) -> list[str]:
     found = []
     for line in named.split("\n"):
         bare = line[_NUMBER.match(line).end() :]  # type: ignore[union-attr]  # it matches nothing, too
-        found += [line, line.strip().strip("`*"), bare, bare.strip().strip("`*"), *re.findall(r"`+([^`]+)`+", line)]
+        found += [line, line.strip().strip("`*"), bare, bare.strip().strip("`*"), *_TICKED.findall(line)]
     return found
+
+
+_TICKED = re.compile(r"(?<!`)`++([^`]++)`+")  # begun at a run's first alone: a model may repeat them without end
 
 
 def _execution(expected: Expected, program: str) -> Execution:

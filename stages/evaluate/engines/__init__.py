@@ -16,9 +16,9 @@ from gates.errors import UsageError
 from registry.manifests import Shape
 from registry.recipes import Evaluate
 from stages.evaluate.engines import embedded, vllm
-from stages.evaluate.engines.server import Description, Engine, end_leftovers
+from stages.evaluate.engines.server import Description, Engine
 
-__all__ = ["Description", "Engine", "describe", "end_leftovers", "start"]
+__all__ = ["Description", "Engine", "describe", "start"]
 
 _KINDS = {"embedded": embedded, "vllm": vllm}
 

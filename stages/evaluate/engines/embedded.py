@@ -17,7 +17,7 @@ import stages
 from gates.errors import InvalidEvidence, UsageError
 from registry.manifests import Shape
 from registry.recipes import Evaluate
-from stages.evaluate.engines.server import SLOWEST_START, SLOWEST_STOP, Description, Engine, Server, running
+from stages.evaluate.engines.server import SLOWEST_START, Description, Engine, Server, running
 
 TOOL_PARSERS = ("hermes", "none")
 REASONING_PARSERS = ("qwen3", "none")
@@ -123,7 +123,7 @@ def _port(server: Server, folder: Path) -> int:
         ready = selector.select(max(0, deadline - time.monotonic()))
     line = server.process.stdout.readline() if ready else ""
     if not line:
-        code = server.process.wait(SLOWEST_STOP) if ready else None
+        code = server.process.wait() if ready else None
         why = f"ended with {code}" if ready else f"was not ready after {SLOWEST_START:.0f} s"
         raise InvalidEvidence(f"the embedded server {why}:\n{server.last_lines()}", where=str(folder))
     return int(json.loads(line)["port"])

@@ -42,9 +42,11 @@ if TYPE_CHECKING:
 SLOWEST_END = 12.0
 """Seconds that a stage has to end by itself after it was told to."""
 
-DEFAULT_RECIPE = Path("recipes/toy/v7b.yaml")
+_TOY_RECIPE = Path("recipes/toy/v7b.yaml")
+_TOY_RECIPES = {"train": Path("recipes/toy/repaired.yaml")}
+"""For a stage of which the toy's usual recipe has no step."""
 TOY = "toy"
-"""The parent of that recipe."""
+"""The parent of those recipes."""
 _TOY_CHECKPOINT = Path(stages.__file__).parent / "toy" / "checkpoint"
 
 
@@ -125,7 +127,7 @@ def main(
         root: Annotated[Path, typer.Option(envvar="SLUICE_ROOT", help="The registry's folder.")] = Path("models"),
         recipe: Annotated[
             Path | None,
-            typer.Option(help=f"The recipe, relative to --project as paths in it are; without it {DEFAULT_RECIPE}."),
+            typer.Option(help="The recipe, relative to --project as paths in it are; without it one of recipes/toy."),
         ] = None,
         step: Annotated[
             int | None,
@@ -249,7 +251,7 @@ def _job(
     replace: bool,
     device: str,
 ) -> Job:
-    recipe_file = project / (recipe_path or DEFAULT_RECIPE)
+    recipe_file = project / (recipe_path or _toy_recipe(kind))
     recipe = read_recipe(recipe_file)
     ownership.check(root.absolute())
     if others := built.differing(project):
@@ -264,6 +266,10 @@ def _job(
     settings = recipe.steps[number].settings
     where = f"{recipe_file}, steps[{number}].{kind}"
     return Job(store, project, recipe, settings, source, makes, replace, where, device)
+
+
+def _toy_recipe(kind: str) -> Path:
+    return _TOY_RECIPES.get(kind, _TOY_RECIPE)
 
 
 def _source(store: Store, recipe: Recipe, number: int, candidate: str | None, recipe_file: str) -> Candidate:

@@ -85,6 +85,14 @@ def test_a_step_whose_input_is_not_made_yet_says_what_makes_it(tmp_path: Path) -
     assert f"registry run {tmp_path / 'mine.yaml'} does all steps" in done.stderr
 
 
+def test_training_with_nothing_said_takes_the_toy_in_and_names_what_comes_before(tmp_path: Path) -> None:
+    done = _stage("train", "--root", str(tmp_path / "models"))
+    assert done.returncode == 2
+    assert "repaired.prune, from which step 3 starts, is not made yet" in done.stderr
+    assert "registry run recipes/toy/repaired.yaml does all steps" in done.stderr
+    assert Store.open(tmp_path / "models").names() == ["toy"]
+
+
 @pytest.mark.parametrize(("kind", "offered"), [("prune", ["--preflight", "--freeze"]), ("quantize", [])])
 def test_help_offers_what_the_stage_can_do_and_nothing_else(kind: str, offered: list[str]) -> None:
     words = ["--preflight", "--freeze", "--rescore", "--unsafe-local-execution", "--rehearse", "--prove-only"]

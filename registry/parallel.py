@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
 from registry.bulk import Advance
 from registry.progress import progress
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 Result = TypeVar("Result")
 
@@ -39,10 +44,9 @@ def each_file(
     Raises:
         whatever the first `work` that fails raises; the others are stopped where they next tell how far they are.
     """
-    from concurrent.futures import ThreadPoolExecutor, as_completed
-    from threading import Event
+    from concurrent.futures import as_completed
 
-    stopped = Event()
+    stopped = threading.Event()
     with progress(what, total=sum(sizes.values()), unit="B") as bar:
 
         def advance(count: int) -> None:
@@ -52,18 +56,44 @@ def each_file(
 
         if sum(sizes.values()) < small:
             return {name: work(name, advance) for name in sizes}
-        with ThreadPoolExecutor(workers) as pool:
-            largest_first = sorted(sizes, key=lambda name: -sizes[name])
-            futures = {name: pool.submit(work, name, advance) for name in largest_first}
+        with pool(workers) as threads:
             try:
+                largest_first = sorted(sizes, key=lambda name: -sizes[name])
+                futures = {name: threads.submit(work, name, advance) for name in largest_first}
                 for future in as_completed(futures.values()):
                     future.result()
             except BaseException as error:
                 if not finish or not isinstance(error, Exception):
                     stopped.set()
-                pool.shutdown(cancel_futures=True)
                 raise
             return {name: futures[name].result() for name in sizes}
+
+
+@contextmanager
+def pool(workers: int, begin: Callable[[], object] = lambda: None) -> Iterator[ThreadPoolExecutor]:
+    """Threads, none of which is at work any more when the context is left; what has not begun by then is cancelled.
+
+    A `ThreadPoolExecutor` alone does not know of a thread whose start was interrupted (SIGINT, SIGTERM), and does not
+    wait for it.
+
+    Args:
+        begin: is called first in each thread.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    known: list[threading.Thread] = []
+
+    def enter() -> None:
+        known.append(threading.current_thread())
+        begin()
+
+    with ThreadPoolExecutor(workers, initializer=enter) as threads:
+        try:
+            yield threads
+        finally:
+            threads.shutdown(cancel_futures=True)  # who is not known by now finds nothing to do
+            for thread in known:
+                thread.join()
 
 
 class _Stopped(Exception):

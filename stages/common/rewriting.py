@@ -29,6 +29,7 @@ import torch
 from gates.errors import IntegrityError
 from registry import bulk, fs
 from registry.checkpoint import CONFIG, INDEX
+from registry.parallel import pool
 from registry.tensors import DTYPES, read_metadata
 from stages.common.checkpoint import TORCH_DTYPES, Checkpoint
 from stages.common.config import edited
@@ -192,31 +193,32 @@ def _write_shards(
 ) -> None:
     """All changes in order, over the borders of shards: while one becomes durable, the next is written."""
     stop = threading.Event()
-    # threads, because reading, casting and writing all release the interpreter's lock
-    with ThreadPoolExecutor(_WORKERS) as workers, ThreadPoolExecutor(1) as syncing:
-        open_shards: list[ShardFile] = []
-        done: list[tuple[Future[None], int]] = []
-        try:
-            for name, changes in work.items():
-                if layouts[name].is_at(target / name):
-                    advance(sum(_bytes(source, change) for change in changes))
-                    continue
-                shard = ShardFile(target / name, layouts[name], len(changes), syncing, seal)
-                open_shards.append(shard)
-                done += [(workers.submit(_do, source, shard, each, stop), _bytes(source, each)) for each in changes]
-            for future, size in done:
-                future.result()
-                advance(size)
-            for shard in open_shards:
-                shard.durable()
-        finally:  # also at the first failure, or when the stage is told to end
-            stop.set()
-            for future, _ in done:
-                future.cancel()
-            workers.shutdown()
-            syncing.shutdown()
-            for shard in open_shards:
-                shard.close()
+    open_shards: list[ShardFile] = []
+    try:
+        # threads, because reading, casting and writing all release the interpreter's lock
+        with ThreadPoolExecutor(1) as syncing, pool(_WORKERS) as workers:
+            done: list[tuple[Future[None], int]] = []
+            try:
+                for name, changes in work.items():
+                    if layouts[name].is_at(target / name):
+                        advance(sum(_bytes(source, change) for change in changes))
+                        continue
+                    shard = ShardFile(target / name, layouts[name], len(changes), syncing, seal)
+                    open_shards.append(shard)
+                    done += [(workers.submit(_do, source, shard, each, stop), _bytes(source, each)) for each in changes]
+                for future, size in done:
+                    future.result()
+                    advance(size)
+                for shard in open_shards:
+                    shard.durable()
+            finally:  # also at the first failure, or when the stage is told to end
+                stop.set()
+    except Exception:
+        # An interruption ends the process. Repeated, it may leave a thread at work, and the number of a descriptor that
+        # is closed under it may be another file's by then.
+        for shard in open_shards:
+            shard.close()
+        raise
 
 
 class _Stopped(Exception):

@@ -19,7 +19,8 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 from gates import canonical
 from gates.errors import IntegrityError
 from registry import fs
+from registry.parallel import pool
 from stages.common.checkpoint import TORCH_DTYPES
 
 Tensors = Mapping[str, torch.Tensor]
@@ -123,13 +125,10 @@ class Spool:
             self._write(batch, step, made, note)
 
         # In each thread one of torch's: more than there are free cores make a layer several times slower.
-        with ThreadPoolExecutor(slots + AHEAD, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            waiting = [pool.submit(one, batch) for batch in range(self.count) if (self.at(batch) or 0) < step]
-            try:
-                for future in wait(waiting, return_when=FIRST_EXCEPTION).done:
-                    future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with pool(slots + AHEAD, partial(torch.set_num_threads, 1)) as threads:
+            waiting = [threads.submit(one, batch) for batch in range(self.count) if (self.at(batch) or 0) < step]
+            for future in wait(waiting, return_when=FIRST_EXCEPTION).done:
+                future.result()
         self.worked += sum(busy)
         self.waited += (time.perf_counter() - begun) * slots - sum(busy)
 

@@ -113,10 +113,10 @@ class LayerStream:
         entry = None
         if layer >= self.layers:
             entry = mtp.Entry(self.checkpoint, layer, self._decoder, self.device, self.dtype)
-        try:
-            yield Block(module, layer, entry, self)
-        finally:
-            module.to("meta")
+        yield Block(module, layer, entry, self)
+        # Not in a `finally`: an interruption may leave a thread at work, and a product with a weight on "meta" is no
+        # error on a CPU but whatever lies in memory.
+        module.to("meta")
 
     def arguments(self, layer: int, batch: Batch, state: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(arguments, keywords) that the model calls its layer `layer` with for this batch, after the hidden states."""

@@ -231,3 +231,27 @@ def test_the_first_failure_ends_the_step(folder):
     with pytest.raises(IntegrityError, match="puts out NaN"):
         spool.advance(0, 1, work)
     assert len(seen) < count
+
+
+def test_no_thread_is_at_work_any_more_when_an_interruption_falls_into_the_start_of_one(folder, monkeypatch):
+    """A pool does not know of a thread whose start was interrupted, and does not wait for it."""
+    spool = opened(folder)
+    begun, ended = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        begun.wait(10)
+        raise KeyboardInterrupt
+
+    def work(batch: int, tensors: Tensors) -> tuple[Tensors, Note]:
+        begun.set()
+        threading.Event().wait(0.3)
+        ended.set()
+        return plus_one(batch, tensors)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spool.advance(0, 1, work)
+    assert ended.is_set()
+    assert [spool.at(batch) for batch in range(COUNT)] == [1, 0, 0, 0, 0]

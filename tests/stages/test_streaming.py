@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,28 @@ def test_threads_may_share_a_layer(one):
         with ThreadPoolExecutor(8) as pool:
             together = list(pool.map(block.run, batches, states))
     assert all(a.equal(b) for a, b in zip(alone, together, strict=True))
+
+
+def test_a_thread_at_work_computes_on_with_its_weights_when_the_layer_is_left_by_an_interruption(one):
+    """A product with weights that were taken away meanwhile is no error: it is whatever lay in memory."""
+    batch = batches_of(one, (60,))[0]
+    stream = LayerStream(Checkpoint(one))
+    routed, left = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        routed.set()
+        left.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        with suppress(KeyboardInterrupt), stream.loaded(0) as block:
+            attended = block.attend(batch, embedded(stream, [batch])[0])
+            expected = block.answer(attended)
+            block.module.mlp.gate.register_forward_hook(wait)
+            answer = pool.submit(block.answer, attended)
+            routed.wait(10)
+            raise KeyboardInterrupt
+        left.set()
+        assert answer.result().equal(expected)
 
 
 def test_the_layer_computes_with_the_experts_that_are_left(one):

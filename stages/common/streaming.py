@@ -95,11 +95,9 @@ class LayerStream:
         loading.assign(norm, {"weight": weight.to(self.device, self.dtype)}, where=f"{self.checkpoint.folder}, {name}")
         shape = self._decoder.get_input_embeddings().weight.shape
         head = loading.checked(self.checkpoint, mtp.head_of(self.checkpoint), shape).to(self.device, self.dtype)
-        try:
-            with torch.no_grad():
-                yield lambda states: nn.functional.linear(norm(states.to(self.device)), head)
-        finally:
-            norm.to("meta")
+        with torch.no_grad():
+            yield lambda states: nn.functional.linear(norm(states.to(self.device)), head)
+        norm.to("meta")  # not in a `finally`: see `loaded`
 
     @contextmanager
     def loaded(self, layer: int) -> Iterator[Block]:

@@ -13,6 +13,7 @@ import pytest
 from registry import devices, locks
 from registry.manifests import Shape
 from registry.store import Store
+from stages.evaluate.engines import vllm
 from tests.vllm.conftest import Place, answers
 
 pytestmark = pytest.mark.needs("vllm")
@@ -140,6 +141,9 @@ def test_killed_with_its_server_in_the_middle_of_a_pack_it_leaves_nothing_and_go
     running = subprocess.Popen(other.command(recipe), env=other.environment, stderr=subprocess.DEVNULL)
     journal = _wait_for_answers(other, running)
     (front,) = [each for keeper in _below(running.pid) for each in _below(keeper)]
+    assert any("EngineCore" in each for each in _children_of(other.root))
+    if len(os.sched_getaffinity(0)) <= vllm.FEW_CORES:
+        assert not any("Worker" in each for each in _children_of(other.root)), "it would spin beside its engine"
     for each in (running.pid, front):
         os.kill(each, signal.SIGKILL)
     killed = time.monotonic()
@@ -180,7 +184,6 @@ def _wait_for_answers(place: Place, running: subprocess.Popen[bytes]) -> Path:
 def test_fp8_on_a_cpu_without_amx_is_refused_in_clear_words(monkeypatch: pytest.MonkeyPatch) -> None:
     from gates.errors import UsageError
     from registry.recipes import Evaluate
-    from stages.evaluate.engines import vllm
 
     if _amx() or Path("/dev/nvidiactl").exists():
         monkeypatch.setattr(vllm, "_amx", lambda: False)

@@ -36,6 +36,10 @@ _CANDIDATES = {"chat-template", "tokenizer"}
 WITHOUT_GPU = {"enforce-eager": True, "kv-cache-memory-bytes": 256 * 2**20}
 """Compiling costs a CPU minutes, and by default the cache takes nearly all memory."""
 
+FEW_CORES = 4
+"""With no more than these, vLLM on a CPU is to compute in the process that schedules, as it does on one GPU. By default
+it computes in another and spins while it waits for that, which takes the core that requests are taken in on."""
+
 _VERSION = "import importlib.metadata as m; print(m.version('vllm'))"
 
 
@@ -94,7 +98,8 @@ def start(description: Description, folder: Path, *, keep: Sequence[int] = ()) -
     # A name that no other server has: one that got hold of the port refuses every request that names it.
     name = f"candidate-{secrets.token_hex(8)}"
     command = [description.program, *arguments(description, folder, port=port, served_as=name)]
-    with running(command, os.environ | serving.OFFLINE, keep=keep) as server:
+    environment = _sharing_cores(description) | os.environ | serving.OFFLINE
+    with running(command, environment, keep=keep) as server:
         base_url = f"http://127.0.0.1:{port}"
         _wait(server, base_url, folder)
         _confirm(server, base_url, description, served_as=name)
@@ -112,6 +117,14 @@ def arguments(description: Description, folder: Path, *, port: int, served_as: s
         tool_parser=description.tool_parser,
         flags={**description.server_flags, **PROOF},
     )
+
+
+def _sharing_cores(description: Description) -> dict[str, str]:
+    cores = len(os.sched_getaffinity(0))
+    if description.device != "cpu" or cores > FEW_CORES:
+        return {}
+    # one core is left to taking requests in, as vLLM itself would leave it
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(max(1, cores - 1))}
 
 
 def _plain(flags: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,8 @@ class Job:
     """The recipe's file and the step in it, for messages: recipes/v7b.yaml, steps[0].prune."""
     device: str = "auto"
     """Where tensors are computed: cpu, cuda, or auto, which is CUDA where there is one."""
+    base_url: str | None = None
+    """Where the server is that is asked, if it is not to be started."""
     unsafe_local_execution: bool = False
     """Whether code that a model wrote may run here where there is no verifier."""
     wait: float | None = None
@@ -165,6 +167,14 @@ def main(
             bool,
             typer.Option("--rescore", help="Ask nothing: score the answers that are kept again."),
         ] = False,
+        base_url: Annotated[
+            str | None,
+            typer.Option(
+                help="Ask the vLLM server at this address instead of starting one: it must serve the candidate by its "
+                "name, under the step's flags. A key that it wants: SLUICE_API_KEY.",
+                metavar="URL",
+            ),
+        ] = None,
         unsafe_local_execution: Annotated[
             bool,
             typer.Option(
@@ -185,8 +195,8 @@ def main(
             signal.signal(each, _end_soon)
 
         def run() -> None:
-            if prove_only and prove is None:
-                raise UsageError(f"the {kind} stage has nothing to prove", remedy="leave --prove-only out")
+            if (prove_only or base_url is not None) and prove is None:
+                raise UsageError(f"the {kind} stage asks no server", remedy="leave --prove-only and --base-url out")
             if (preflight_only or freeze_only) and check is None:
                 raise UsageError(f"the {kind} stage reads no mix", remedy="leave --preflight and --freeze out")
             if (rescore_only or unsafe_local_execution) and rescore is None:
@@ -205,7 +215,8 @@ def main(
             if rehearse_only and rehearse is not None:
                 do = rehearse
             job = _job(kind, root, recipe, step, candidate, project, replace, device)
-            do(dataclasses.replace(job, unsafe_local_execution=unsafe_local_execution, wait=wait))
+            options = {"base_url": base_url, "unsafe_local_execution": unsafe_local_execution, "wait": wait}
+            do(dataclasses.replace(job, **options))
 
         raise typer.Exit(output.end_with(run))
 
@@ -214,7 +225,7 @@ def main(
     app.command()(command)
     cli = typer.main.get_command(app)
     needs = {"preflight_only": check, "json": check, "freeze_only": freeze, "rehearse_only": rehearse}
-    needs |= {"rescore_only": rescore, "unsafe_local_execution": rescore, "prove_only": prove}
+    needs |= {"rescore_only": rescore, "unsafe_local_execution": rescore, "prove_only": prove, "base_url": prove}
     for option in cli.params:
         if option.name in needs and needs[option.name] is None:
             option.hidden = True  # refused, should somebody state it

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from registry.verify import demand_whole
 from stages.common import execution
 from stages.common.stage import Job, main
 from stages.evaluate import client, engines, rescoring, runner, scoring
+from stages.evaluate.engines import elsewhere
 from stages.evaluate.journal import Journal
 from stages.evaluate.packs import Pack, read_pack
 from stages.evaluate.proof import prove
@@ -43,7 +44,7 @@ def evaluate(job: Job) -> None:
     packs, description = _prepare(job)
     modes = (True, False) if settings.thinking == "both" else (settings.thinking,)
     works = [
-        _Work(pack, each, job.source.digest, _conditions(job.source, pack, each, description))
+        _Work(pack, each, job.source.digest, _conditions(job.source, pack, each, description), job.base_url is not None)
         for pack in packs
         for each in (settings.model_copy(update={"thinking": mode}) for mode in modes)
     ]
@@ -94,14 +95,21 @@ def _prepare(job: Job) -> tuple[list[Pack], engines.Description]:
         harm=", so its scores would say nothing",
         remedy="make it again under another name",
     )
-    description = engines.describe(job.settings, job.project, job.source.manifest.shape, where=job.where)
-    if job.device not in ("auto", description.device):
+    description = _describe(job)
+    if description.device is not None and job.device not in ("auto", description.device):
         raise UsageError(
             f"the {description.engine} engine computes on {description.device} here, not on {job.device}",
             where="--device",
             remedy="leave --device (SLUICE_DEVICE) out",
         )
     return _packs(job), description
+
+
+def _describe(job: Job) -> engines.Description:
+    if job.base_url is None:
+        return engines.describe(job.settings, job.project, job.source.manifest.shape, where=job.where)
+    longest = _max_length(job.source.folder)
+    return elsewhere.describe(job.settings, job.source, job.base_url, longest=longest, where=job.where)
 
 
 def _packs(job: Job) -> list[Pack]:
@@ -140,6 +148,11 @@ async def _verifier(job: Job, pack: Pack) -> AsyncIterator[Run | None]:
 
 @contextmanager
 def _serving(job: Job, description: engines.Description) -> Iterator[engines.Engine]:
+    if description.device is None:
+        output.hint(f"{job.source.name}: asking vLLM {description.version} at {description.base_url}")
+        with engines.start(description, job.source.folder) as engine:
+            yield engine
+        return
     output.hint(f"{job.source.name}: starting the {description.engine} engine on {description.device}")
     with job.leased(description.device) as lease:
         with engines.start(description, job.source.folder, keep=lease.descriptors) as engine:
@@ -154,8 +167,12 @@ def _serving(job: Job, description: engines.Description) -> Iterator[engines.Eng
 
 
 async def _prove(engine: engines.Engine, packs: list[Pack]) -> None:
-    async with client.connect(engine.base_url, concurrency=runner.CONCURRENCY) as connection:
+    async with _connected(engine) as connection:
         await prove(connection, packs)
+
+
+def _connected(engine: engines.Engine) -> AbstractAsyncContextManager[client.Client]:
+    return client.connect(engine.base_url, concurrency=runner.CONCURRENCY, model=engine.model, key=engine.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +183,8 @@ class _Work:
     settings: Evaluate
     candidate: str
     conditions: Conditions
+    elsewhere: bool
+    """Whether somebody else has started the server: its answers are not mixed with those of one of ours."""
 
     @property
     def inputs(self) -> str:
@@ -175,7 +194,7 @@ class _Work:
             "pack": self.pack.name,
             "conditions": self.conditions.model_dump(mode="json"),
             "repeats": self.settings.repeats,
-        }
+        } | ({"server": "started elsewhere"} if self.elsewhere else {})
         return canonical.digest(canonical.dumps(values))
 
 
@@ -236,7 +255,7 @@ def _made(job: Job, work: _Work) -> bool:
 
 async def _take(job: Job, works: list[_Work], engine: engines.Engine, description: engines.Description) -> None:
     count = sum(len(work.pack.items) * work.settings.repeats for work in works)
-    async with client.connect(engine.base_url, concurrency=runner.CONCURRENCY) as connection:
+    async with _connected(engine) as connection:
         await prove(connection, [work.pack for work in works])
         with progress(f"evaluate {job.source.name}", total=count, unit="items") as bar:
             done = [await _take_one(job, work, connection, engine, description, bar) for work in works]
@@ -265,7 +284,7 @@ async def _take_one(
 
 
 def _evidence(job: Job, work: _Work, results: scoring.Results, description: engines.Description) -> Evidence:
-    recorded: dict[str, Any] = {"concurrency": runner.CONCURRENCY, "device": description.device}
+    recorded: dict[str, Any] = {"concurrency": runner.CONCURRENCY, **_where(description)}
     if work.pack.grader.executes:
         recorded["verifier"] = "sealed" if _verifier_settings(job, work.pack).socket else "on this machine"
     return Evidence(
@@ -281,6 +300,12 @@ def _evidence(job: Job, work: _Work, results: scoring.Results, description: engi
     )
 
 
+def _where(description: engines.Description) -> dict[str, Any]:
+    if description.device is not None:
+        return {"device": description.device}
+    return {"server": "started elsewhere", "stated": list(elsewhere.STATED)}
+
+
 def _line(candidate: str, evidence: Evidence, remark: str) -> str:
     score = evidence.totals.overall
     percent = f"{100 * score.points / score.of:.1f}" if score.of else "-"
@@ -294,7 +319,8 @@ if __name__ == "__main__":
         evaluate,
         teach="Ask a candidate every item of its packs, through a server whose parsers are proved first. With "
         "--prove-only the server is proved and no score is taken. With --rescore the answers that were kept are scored "
-        "again, which is what to do after a grader has changed.",
+        "again, which is what to do after a grader has changed. With --base-url the vLLM server that is there already is "
+        "asked.",
         prove=prove_only,
         rescore=rescore,
     )

@@ -119,8 +119,14 @@ class Client:
 
 
 @asynccontextmanager
-async def connect(base_url: str, *, concurrency: int) -> AsyncIterator[Client]:
+async def connect(
+    base_url: str, *, concurrency: int, model: str | None = None, key: str | None = None
+) -> AsyncIterator[Client]:
     """
+    Args:
+        model: what the model is called there; without it the server is asked, which then has one alone.
+        key: that the server wants.
+
     Raises:
         InvalidEvidence: nothing there says which model it serves.
     """
@@ -128,14 +134,23 @@ async def connect(base_url: str, *, concurrency: int) -> AsyncIterator[Client]:
 
     # trust_env off: a proxy set in the environment is not on the way to 127.0.0.1
     async with httpx.AsyncClient(
-        base_url=base_url, transport=_lanes(concurrency), timeout=LONGEST_ANSWER, trust_env=False
+        base_url=base_url,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        transport=_lanes(concurrency),
+        timeout=LONGEST_ANSWER,
+        trust_env=False,
     ) as http:
-        try:
-            models = _json(await http.get("/v1/models"))
-            model = (models or {})["data"][0]["id"]
-        except (httpx.RequestError, KeyError, IndexError, TypeError):
-            raise InvalidEvidence("the server names no model", where=f"{base_url}/v1/models") from None
-        yield Client(http, model)
+        yield Client(http, model or await _only_model(http))
+
+
+async def _only_model(http: httpx.AsyncClient) -> str:
+    import httpx
+
+    try:
+        models = _json(await http.get("/v1/models"))
+        return str((models or {})["data"][0]["id"])
+    except (httpx.RequestError, KeyError, IndexError, TypeError):
+        raise InvalidEvidence("the server names no model", where=f"{http.base_url}v1/models") from None
 
 
 def _lanes(count: int) -> httpx.AsyncBaseTransport:

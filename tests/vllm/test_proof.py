@@ -49,6 +49,19 @@ class _WithoutLimit(httpx.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
+def _started_elsewhere(place: Place, base_url: str) -> None:
+    """The stage asks a server that somebody else has started on its folder, and no other candidate there."""
+    for candidate, code in (("untrained", 0), ("toy", 2)):
+        recipe = place.recipe(f"{candidate}-elsewhere", candidate, "vllm", packs="[toy-facts]")
+        done = place.evaluate(recipe, "--base-url", f"{base_url}/v1")
+        assert done.returncode == code, done.stderr
+    assert "does not serve toy" in done.stderr
+    (evidence,) = place.store.evidence(place.store.candidate("untrained").digest).values()
+    assert evidence.totals.missing == 0
+    assert evidence.conditions.server_flags == {}
+    assert evidence.recorded["server"] == "started elsewhere"
+
+
 def test_right_flags_pass_on_untrained_weights_and_a_server_that_ignores_max_tokens_does_not(place: Place) -> None:
     packs = [read_pack(place.project, name) for name in ("toy-toolcall", "toy-arithmetic", "toy-facts", "toy-strings")]
     shape = Shape(family="qwen3_moe", layers=4, experts=16, top_k=2, quantization=None, tensor_bytes=1)
@@ -64,6 +77,7 @@ def test_right_flags_pass_on_untrained_weights_and_a_server_that_ignores_max_tok
         return str(error.value)
 
     with engines.start(description, place.store.candidate("untrained").folder) as engine:
+        _started_elsewhere(place, engine.base_url)
         fault = asyncio.run(ask(engine.base_url))
     assert "an answer cut off says so" in fault
     assert "max_tokens" in fault

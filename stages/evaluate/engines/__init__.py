@@ -2,7 +2,7 @@
 
 An engine describes itself before it is started, so that evidence taken under the same conditions is found without
 starting anything; then it serves a folder until it is stopped, and nothing of it is left. `embedded` is for a first
-try, `vllm` is what ships.
+try, `vllm` is what ships. A server that somebody else has started (`elsewhere`) is neither started nor stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from gates.errors import UsageError
 from registry.manifests import Shape
 from registry.recipes import Evaluate
-from stages.evaluate.engines import embedded, vllm
+from stages.evaluate.engines import elsewhere, embedded, vllm
 from stages.evaluate.engines.server import Description, Engine
 
 __all__ = ["Description", "Engine", "describe", "start"]
@@ -50,4 +50,5 @@ def start(description: Description, folder: Path, *, keep: Sequence[int] = ()) -
     Raises:
         InvalidEvidence: the server did not come up, or is not what the description says.
     """
-    return _KINDS[description.engine].start(description, folder, keep=keep)
+    kind = _KINDS[description.engine] if description.base_url is None else elsewhere
+    return kind.start(description, folder, keep=keep)

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,13 +24,17 @@ class Description:
 
     engine: str
     version: str
-    device: str
+    device: str | None
+    """None where somebody else has started it."""
     reasoning_parser: str
     tool_parser: str
     server_flags: Mapping[str, Any]
     """The flags that stand in the conditions beside the parsers."""
-    program: Path
+    program: Path | None
     """What is executed: an environment's Python, or its `vllm`."""
+    base_url: str | None = None
+    """Where it is, and what it calls the candidate, if somebody else has started it."""
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +42,19 @@ class Engine:
     """A server that is running, at `base_url`."""
 
     base_url: str
-    server: Server
+    server: Server | None
+    """None where somebody else has started it."""
+    model: str | None = None
+    """What it calls the candidate; None for one that has no other model."""
+    key: str | None = field(default=None, repr=False)
 
     def check(self) -> None:
         """
         Raises:
             InvalidEvidence: the server has ended by itself; the message holds the end of its log.
         """
-        code = self.server.process.poll()
-        if code is not None:
+        code = self.server.process.poll() if self.server is not None else None
+        if self.server is not None and code is not None:
             raise InvalidEvidence(
                 f"the server ended with {code} while it was asked:\n{self.server.last_lines()}",
                 remedy="run this again: what was answered is kept",

@@ -49,6 +49,7 @@ def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> 
     Raises:
         UsageError: vLLM is not installed, a flag is ours to set, or this CPU cannot run the candidate.
     """
+    stated = flags(settings, where)
     program = serving.program()
     version = _installed(program)
     device = "cuda" if Path("/dev/nvidiactl").exists() and not version.endswith("+cpu") else "cpu"
@@ -60,6 +61,23 @@ def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> 
             remedy="evaluate it on a machine with a GPU or AMX, or with engine: embedded; or evaluate the candidate "
             "that it was quantised from (--candidate NAME)",
         )
+    return Description(
+        engine="vllm",
+        version=version.partition("+")[0],
+        device=device,
+        reasoning_parser=settings.reasoning_parser,
+        tool_parser=settings.tool_parser,
+        server_flags={**(WITHOUT_GPU if device == "cpu" else {}), **stated},
+        program=program,
+    )
+
+
+def flags(settings: Evaluate, where: str) -> dict[str, Any]:
+    """The recipe's flags as they stand in conditions; exact decimals as text, as on a command line.
+
+    Raises:
+        UsageError: one of them is ours to set, or runs code.
+    """
     # vLLM reads underscores in a flag as dashes
     taken = sorted(flag for flag in settings.server_flags if flag.replace("_", "-") in _OURS | _CANDIDATES)
     if foreign := serving.running_code(settings.server_flags):
@@ -74,15 +92,10 @@ def describe(settings: Evaluate, project: Path, shape: Shape, *, where: str) -> 
             where=where,
             remedy="leave it out: what is served is what was judged",
         )
-    return Description(
-        engine="vllm",
-        version=version.partition("+")[0],
-        device=device,
-        reasoning_parser=settings.reasoning_parser,
-        tool_parser=settings.tool_parser,
-        server_flags={**(WITHOUT_GPU if device == "cpu" else {}), **_plain(settings.server_flags)},
-        program=program,
-    )
+    return {
+        flag: value if isinstance(value, bool | int | str) else str(value)
+        for flag, value in settings.server_flags.items()
+    }
 
 
 @contextmanager
@@ -125,11 +138,6 @@ def _sharing_cores(description: Description) -> dict[str, str]:
         return {}
     # one core is left to taking requests in, as vLLM itself would leave it
     return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(max(1, cores - 1))}
-
-
-def _plain(flags: dict[str, Any]) -> dict[str, Any]:
-    """Exact decimals as text: that is how they stand on a command line."""
-    return {flag: value if isinstance(value, bool | int | str) else str(value) for flag, value in flags.items()}
 
 
 def _installed(program: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -117,6 +118,7 @@ def _load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     quantized = getattr(config, "quantization_config", None)
     options: dict[str, Any] = {}
     if quantized is not None:
+        _refuse_partial_blocks(folder)
         options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -129,7 +131,23 @@ def _load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     if wrong:
         kinds = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}" for kind, names in wrong.items())
         raise LoadError(f"the checkpoint does not fit its model: {kinds}")
+    for parameter in model.parameters():
+        # beside quantised weights transformers leaves what it renames, as Mixtral's routers, in the checkpoint's dtype
+        if quantized is not None and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.to(dtype)
     return model
+
+
+def _refuse_partial_blocks(folder: Path) -> None:
+    """transformers takes the blocks to be the rows split evenly among the scales, and reads others as wrong numbers."""
+    shapes: dict[str, list[int]] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as shard:
+            shapes |= {name: shard.get_slice(name).get_shape() for name in shard.keys()}
+    for name, scales in shapes.items():
+        weight = shapes.get(name.removesuffix("_scale_inv"), [])
+        if name.endswith("_scale_inv") and any(s > 1 and n % 128 for n, s in zip(weight, scales, strict=False)):
+            raise LoadError(f"{name}: this engine reads FP8 in whole blocks of 128 x 128; vLLM takes partial ones")
 
 
 def _ends(*found: int | list[int] | None) -> list[int]:

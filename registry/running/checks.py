@@ -62,25 +62,30 @@ def files(store: Store, project: Path, lines: Sequence[Line]) -> None:
 
 
 def stages(store: Store, place: Place, lines: Sequence[Line], replace: bool, shown: View) -> None:
-    """What the stages can say before they begin: mixes are fetched, and read to the last row; disk and memory.
+    """What the stages can say before they begin: mixes are fetched, and read to the last row; disk and memory; whether
+    there is an engine that can serve the candidate, and a verifier.
 
-    Of a step whose source is still to be made, its mixes alone. One that is made already, or that comes first, says so
-    itself in its turn.
+    Of a step whose source is still to be made, what does not need it. One that is made already, or that comes first,
+    says so itself in its turn.
 
     Raises:
         SluiceError: a stage refuses; nothing has been made.
     """
     there = set(store.names())
     every = [task for line in lines for task in line.tasks]
-    refused = []
+    refused: list[tuple[Task, int]] = []
+    asked = [every[0].settings]  # what comes first says so itself
     fetched = {task.where for task in every if task.freezes}
     for task in every:
         waits = task.candidate not in there or replace
-        if not waits or task.program is None or not task.program.mixes or task.where == every[0].where:
+        if not waits or task.program is None or not task.program.preflight or task.where == every[0].where:
             continue
         instead = None if task.source in there else every[0].source  # what is read first is there
         if instead is not None and task.where in fetched and not task.freezes:
             continue  # who fetches reads every row
+        if task.kind == "evaluate" and task.settings in asked:
+            continue
+        asked.append(task.settings)
         shown.begin(f"preflight of {task.title}")
         said: list[str] = []
         code = place.run(task, task.preflight(replace=replace, instead=instead), said.append)

@@ -19,13 +19,15 @@ class Program:
     service: str
     """In containers: the name in compose.yaml."""
     mixes: tuple[str, ...] = ()
-    """The settings that name mixes. A stage that reads one has a --preflight and a --freeze."""
+    """The settings that name mixes. A stage that reads one has a --freeze."""
+    preflight: bool = True
+    """Whether it has a --preflight."""
 
 
 KINDS: Mapping[str, Program] = {
     "prune": Program(".venv-prune", "prune", mixes=("mix",)),
     "train": Program(".venv-train", "train", mixes=("mix", "reference")),
-    "quantize": Program(".venv-prune", "quantize"),
+    "quantize": Program(".venv-prune", "quantize", preflight=False),
     "evaluate": Program(".venv-eval", "eval"),
 }
 """The kinds of step that a stage does. A gate and a promotion are done in this process: they only read and write
@@ -91,7 +93,8 @@ class Task:
                 row, and nothing is said of the model, whose place it only takes.
         """
         if instead is not None:
-            return [*self._words, "--candidate", instead] + ["--freeze"] * (not self.freezes)
+            look = "--freeze" if self.program and self.program.mixes else "--preflight"
+            return [*self._words, "--candidate", instead] + [look] * (not self.freezes)
         return self.words(replace=replace) + ["--preflight"] * (not self.freezes)
 
     @property

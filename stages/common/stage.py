@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -110,6 +110,7 @@ def main(
     teach: str,
     prove: Callable[[Job], None] | None = None,
     check: Callable[[Job], Report] | None = None,
+    ready: Callable[[Job], Mapping[str, Any]] | None = None,
     freeze: Callable[[Job], None] | None = None,
     rescore: Callable[[Job], None] | None = None,
     rehearse: Callable[[Job], None] | None = None,
@@ -120,7 +121,8 @@ def main(
         teach: what `--help` says about the stage.
         prove: what is done instead with --prove-only, for a stage that has something to prove.
         check: what is done instead with --preflight, for a stage that reads a mix.
-        freeze: what is done instead with --freeze, for such a stage.
+        ready: the same for another stage; gives what there is to say, `change` being that in words.
+        freeze: what is done instead with --freeze, for a stage that reads a mix.
         rescore: what is done instead with --rescore, for a stage that scores.
         rehearse: what is done instead with --rehearse, for a stage that takes long.
     """
@@ -197,8 +199,10 @@ def main(
         def run() -> None:
             if (prove_only or base_url is not None) and prove is None:
                 raise UsageError(f"the {kind} stage asks no server", remedy="leave --prove-only and --base-url out")
-            if (preflight_only or freeze_only) and check is None:
-                raise UsageError(f"the {kind} stage reads no mix", remedy="leave --preflight and --freeze out")
+            if preflight_only and check is None and ready is None:
+                raise UsageError(f"the {kind} stage has no preflight", remedy="leave --preflight out")
+            if freeze_only and freeze is None:
+                raise UsageError(f"the {kind} stage reads no mix", remedy="leave --freeze out")
             if (rescore_only or unsafe_local_execution) and rescore is None:
                 raise UsageError(
                     f"the {kind} stage scores nothing", remedy="leave --rescore and --unsafe-local-execution out"
@@ -208,6 +212,8 @@ def main(
             do = prove if prove_only and prove is not None else work
             if preflight_only and check is not None:
                 do = partial(_preflight, check, as_json=json)
+            if preflight_only and ready is not None:
+                do = partial(_say_ready, ready, as_json=json)
             if freeze_only and freeze is not None:
                 do = freeze
             if rescore_only and rescore is not None:
@@ -224,7 +230,8 @@ def main(
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command()(command)
     cli = typer.main.get_command(app)
-    needs = {"preflight_only": check, "json": check, "freeze_only": freeze, "rehearse_only": rehearse}
+    needs = {"preflight_only": check or ready, "json": check or ready, "freeze_only": freeze}
+    needs |= {"rehearse_only": rehearse}
     needs |= {"rescore_only": rescore, "unsafe_local_execution": rescore, "prove_only": prove, "base_url": prove}
     for option in cli.params:
         if option.name in needs and needs[option.name] is None:
@@ -238,6 +245,14 @@ def _preflight(check: Callable[[Job], Report], job: Job, *, as_json: bool) -> No
     report = check(job)
     preflight_view.show(report, as_json=as_json)
     preflight.refuse(report)
+
+
+def _say_ready(ready: Callable[[Job], Mapping[str, Any]], job: Job, *, as_json: bool) -> None:
+    told = ready(job)
+    if as_json or not sys.stdout.isatty():
+        output.data(dict(told))
+    else:
+        output.text(f"{told['stage']} {told['candidate']}: {told['change']}")
 
 
 def _end_soon(*_: object) -> None:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gates import canonical
 from gates.errors import IntegrityError, UsageError
 from gates.evidence import totals
 from gates.records import Conditions, Evidence
+from gates.wording import count
 from registry import output, retractions
 from registry.progress import Bar, progress
 from registry.recipes import Evaluate
-from registry.store import Candidate
 from registry.verify import demand_whole
 from stages.common import execution
 from stages.common.stage import Job, main
 from stages.evaluate import client, engines, rescoring, runner, scoring
+from stages.evaluate.conditions import conditions, longest
 from stages.evaluate.engines import elsewhere
 from stages.evaluate.journal import Journal
 from stages.evaluate.packs import Pack, read_pack
@@ -44,7 +43,7 @@ def evaluate(job: Job) -> None:
     packs, description = _prepare(job)
     modes = (True, False) if settings.thinking == "both" else (settings.thinking,)
     works = [
-        _Work(pack, each, job.source.digest, _conditions(job.source, pack, each, description), job.base_url is not None)
+        _Work(pack, each, job.source.digest, conditions(job.source, pack, each, description), job.base_url is not None)
         for pack in packs
         for each in (settings.model_copy(update={"thinking": mode}) for mode in modes)
     ]
@@ -53,6 +52,34 @@ def evaluate(job: Job) -> None:
     if waiting:
         with _serving(job, description) as engine:
             asyncio.run(_take(job, waiting, engine, description))
+
+
+def ready(job: Job) -> dict[str, Any]:
+    """Looks whether the step could be done, and starts nothing.
+
+    Returns:
+        What would be asked, and by which engine.
+
+    Raises: as `evaluate` does before it starts a server.
+    """
+    packs, description = _prepare(job)
+    asyncio.run(_demand_verifier(job, packs))
+    for pack in packs:
+        conditions(job.source, pack, job.settings, description)  # refuses what has no chat template
+    modes = 2 if job.settings.thinking == "both" else 1
+    answers = sum(len(pack.items) for pack in packs) * job.settings.repeats * modes
+    where = f"on {description.device}" if description.base_url is None else f"at {description.base_url}"
+    return {
+        "stage": "evaluate",
+        "candidate": job.source.name,
+        "change": f"{count(answers, 'answer')} to {count(len(packs), 'pack')}, by {description.engine} "
+        f"{description.version} {where}",
+        "packs": {pack.name: len(pack.items) for pack in packs},
+        "answers": answers,
+        "engine": description.engine,
+        "engine_version": description.version,
+        "device": description.device,
+    }
 
 
 def prove_only(job: Job) -> None:
@@ -108,8 +135,8 @@ def _prepare(job: Job) -> tuple[list[Pack], engines.Description]:
 def _describe(job: Job) -> engines.Description:
     if job.base_url is None:
         return engines.describe(job.settings, job.project, job.source.manifest.shape, where=job.where)
-    longest = _max_length(job.source.folder)
-    return elsewhere.describe(job.settings, job.source, job.base_url, longest=longest, where=job.where)
+    held = longest(job.source.folder)
+    return elsewhere.describe(job.settings, job.source, job.base_url, longest=held, where=job.where)
 
 
 def _packs(job: Job) -> list[Pack]:
@@ -198,51 +225,6 @@ class _Work:
         return canonical.digest(canonical.dumps(values))
 
 
-def _conditions(candidate: Candidate, pack: Pack, settings: Evaluate, description: engines.Description) -> Conditions:
-    return Conditions(
-        engine=description.engine,
-        engine_version=description.version,
-        server_flags=description.server_flags,
-        reasoning_parser=description.reasoning_parser,
-        tool_parser=description.tool_parser,
-        chat_template=canonical.digest(_chat_template(candidate.folder)),
-        tokenizer=canonical.digest(_file(candidate.folder, "tokenizer.json")),
-        sampling={"temperature": float(settings.temperature), **client.UNCHANGED, "seed": "the number of the repeat"},
-        thinking="on" if settings.thinking else "off",
-        pack=pack.digest,
-        grader=pack.grader.digest,
-        dataset=pack.dataset,
-        max_tokens=pack.max_tokens,
-        max_length=_max_length(candidate.folder),
-    )
-
-
-def _chat_template(folder: Path) -> bytes:
-    """The candidate's own template, from where transformers and vLLM take it."""
-    if (folder / "chat_template.jinja").is_file():
-        return _file(folder, "chat_template.jinja")
-    template = json.loads(_file(folder, "tokenizer_config.json")).get("chat_template")
-    if not isinstance(template, str):
-        raise UsageError(
-            "the candidate has no chat template, so it cannot be asked as a chat",
-            where=str(folder),
-            remedy="add the candidate again with its chat_template.jinja",
-        )
-    return template.encode()
-
-
-def _max_length(folder: Path) -> int | None:
-    config = json.loads(_file(folder, "config.json"))
-    return config.get("text_config", config).get("max_position_embeddings")
-
-
-def _file(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except OSError as error:
-        raise UsageError(f"the candidate has no {name}: {error.strerror}", where=str(folder)) from None
-
-
 def _made(job: Job, work: _Work) -> bool:
     """Whether complete evidence is there already that counts; says so. What was retracted is taken again."""
     for digest, evidence in retractions.standing(job.store, work.candidate).items():
@@ -319,8 +301,9 @@ if __name__ == "__main__":
         evaluate,
         teach="Ask a candidate every item of its packs, through a server whose parsers are proved first. With "
         "--prove-only the server is proved and no score is taken. With --rescore the answers that were kept are scored "
-        "again, which is what to do after a grader has changed. With --base-url the vLLM server that is there already is "
+        "again, which is what to do after a grader has changed. With --base-url a vLLM server that runs already is "
         "asked.",
+        ready=ready,
         prove=prove_only,
         rescore=rescore,
     )

@@ -284,6 +284,21 @@ def test_a_mix_is_read_before_the_first_step_even_where_the_model_that_reads_it_
         assert where in str(caught.value)
 
 
+def test_an_evaluation_is_looked_at_before_what_it_waits_for_is_made_and_one_like_another_once(store, project):
+    asked = project / "asked"
+    for kind, code in (("prune", 0), ("evaluate", 4)):
+        stage(project, kind, f"print(*sys.argv[4:], file=open({str(asked)!r}, 'a')); sys.exit({code})")
+    steps = ["prune: {compression: 0.5, mix: mixes/near.yaml}", "evaluate: {packs: [sums]}", "quantize: {}"]
+    steps += ["evaluate: {packs: [sums]}", "evaluate: {packs: [sums], thinking: false}"]
+    text = "name: mine\nparent: base\nsteps:\n" + "".join(f"  - {each}\n" for each in steps)
+    (project / "recipes" / "mine.yaml").write_text(text)
+    with pytest.raises(UsageError, match="nothing has been begun") as caught:
+        run(store.layout.root, project, [Path("recipes/mine.yaml")], where="local")
+    looks = [f"{project} --recipe recipes/mine.yaml --step {step} --candidate base --preflight" for step in (2, 5)]
+    assert asked.read_text().splitlines() == looks
+    assert "recipes/mine.yaml, step 5 (evaluate)" in str(caught.value)
+
+
 def test_an_unknown_parent_is_named_before_anything_starts(store, project):
     (project / "recipes" / "mine.yaml").write_text(RECIPE.replace("parent: base", "parent: nobody"))
     stage(project, "evaluate", "")

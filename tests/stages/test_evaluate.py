@@ -304,6 +304,21 @@ def test_packs_with_code_are_refused_without_a_verifier_before_anything_starts(p
     assert list(store.layout.staging.iterdir()) == []
 
 
+def test_a_preflight_refuses_what_the_step_would_refuse_and_else_says_what_would_be_asked(project, store):
+    told = stage(project, store, "--preflight")
+    assert told.returncode == 0, told.stderr
+    record = json.loads(told.stdout)
+    assert record["packs"] == {"words": ITEMS, "calls": 8}
+    assert record["answers"] == ITEMS + 8
+    assert record["engine"] == "embedded"
+    shutil.copytree(serving.PROJECT / "packs", project / "packs", dirs_exist_ok=True)
+    (project / "recipe.yaml").write_text(RECIPE.format(more="repeats: 1").replace("calls", "bugfind-15"))
+    refused = stage(project, store, "--preflight")
+    assert refused.returncode == 2
+    assert "--unsafe-local-execution" in refused.stderr
+    assert store.evidence(store.candidate("tiny").digest) == {}
+
+
 def written(store: Store) -> bytes:
     return b"".join(path.read_bytes() for path in store.layout.staging.glob("*/answers.jsonl"))
 

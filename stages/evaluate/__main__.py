@@ -19,7 +19,8 @@ from registry.progress import Bar, progress
 from registry.recipes import Evaluate
 from registry.verify import demand_whole
 from stages.common import execution
-from stages.common.stage import Job, main
+from stages.common.job import Job
+from stages.common.stage import main
 from stages.evaluate import client, engines, rescoring, runner, scoring
 from stages.evaluate.conditions import conditions, longest
 from stages.evaluate.engines import elsewhere

@@ -26,7 +26,7 @@ from stages.common.preflight import Report
 if TYPE_CHECKING:
     from registry.store import Candidate
     from stages.common.checkpoint import Checkpoint
-    from stages.common.stage import Job
+    from stages.common.job import Job
     from stages.prune.criteria import Choice
 
 CODE = "prune-1"

@@ -20,7 +20,7 @@ from stages.common.machine import device_of
 if TYPE_CHECKING:
     import torch
 
-    from stages.common.stage import Job
+    from stages.common.job import Job
     from stages.quantize.account import Account
     from stages.quantize.fp8 import Noise
 

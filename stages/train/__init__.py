@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from registry.store import Candidate
+    from stages.common.job import Job
     from stages.common.preflight import Report
-    from stages.common.stage import Job
     from stages.train.reading import Work
     from stages.train.running import Trained
 

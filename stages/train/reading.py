@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoTokenizer
@@ -15,18 +16,18 @@ from gates.errors import UsageError
 from registry import output
 from registry.recipes import Train
 from stages.common import preflight
-from stages.common.calibration import Batch
 from stages.common.checkpoint import Checkpoint
-from stages.common.preflight import Report, Share
+from stages.common.preflight import Amount, Report, Share
 from stages.train import data, demand, loading
 from stages.train.answers import Answers
+from stages.train.data import Schedule
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from registry.manifests import MixUse
-    from stages.common.stage import Job
+    from stages.common.job import Job
 
 
 _TARGETS = {"attention": "attention", "shared experts": "shared_expert", "router": "router"}
@@ -37,7 +38,7 @@ _TARGETS = {"attention": "attention", "shared experts": "shared_expert", "router
 class Work:
     """Everything that a run needs, ready for it.
 
-    packing: whether chats share sequences. order: which of them is trained on when. batches: their shapes alone.
+    packing: whether chats share sequences. order: which of them is trained on when.
     answers: how many there are in `reference`; `cut_answers` of its rows are longer than a sequence.
     """
 
@@ -47,9 +48,9 @@ class Work:
     shares: tuple[Share, ...]
     sequences: Dataset
     packing: bool
-    order: list[int]
+    order: Schedule | Sequence[int]
     steps: int
-    batches: list[Batch]
+    amount: Amount
     reference: list[Answers]
     cut_answers: int
 
@@ -80,8 +81,9 @@ def read(
     _refuse_targets(checkpoint, settings)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     vocabulary, longest = checkpoint.architecture.text.get("vocab_size"), settings.sequence_length
-    shares, chats = data.read(*mix, tokenizer, sequence_length=longest, vocabulary=vocabulary)
-    measured, answers = data.read(*reference, tokenizer, sequence_length=longest, vocabulary=vocabulary)
+    known = {"vocabulary": vocabulary, "positions": _positions(checkpoint.architecture.text)}
+    shares, chats = data.read(*mix, tokenizer, sequence_length=longest, **known)
+    measured, answers = data.read(*reference, tokenizer, sequence_length=longest, **known)
     packing = settings.packing and not _carries_over(checkpoint)
     sequences = data.sequences(chats, longest=longest, packing=packing)
     order = data.schedule(settings, len(sequences))
@@ -94,7 +96,7 @@ def read(
         packing=packing,
         order=order,
         steps=data.steps_of(settings, len(order)),
-        batches=list(_shapes([len(ids) for ids in sequences["input_ids"]], order, settings.batch_size)),
+        amount=data.amount([len(ids) for ids in sequences["input_ids"]], order, settings.batch_size),
         reference=data.measured_on(answers),
         cut_answers=sum(share.cut_rows for share in measured),
     )
@@ -119,12 +121,12 @@ def report(job: Job, work: Work, step: Path, begun: float) -> Report:
         f"measured on {work.answers} answers every {settings.evaluate_every}",
         sequence_length=settings.sequence_length,
         packing=work.packing,
-        reading=preflight.Reading(shares=work.shares, batches=work.batches),
+        reading=preflight.Reading(shares=work.shares, amount=work.amount, batches=[]),
         demand=demand.demand_of(
             work.checkpoint,
             settings,
             steps=work.steps,
-            batches=work.batches,
+            amount=work.amount,
             reference=work.reference,
             device=work.device,
         ),
@@ -178,9 +180,13 @@ def _carries_over(checkpoint: Checkpoint) -> bool:
     return checkpoint.architecture.full_attention_layers < checkpoint.architecture.layers
 
 
-def _shapes(lengths: Sequence[int], order: Sequence[int], size: int) -> Iterator[Batch]:
-    """The batches as the trainer will make them, padding included, without their numbers."""
-    for first in range(0, len(order), size):
-        some = [lengths[each] for each in order[first : first + size]]
-        shape = torch.empty((len(some), max(some)), device="meta", dtype=torch.int64)
-        yield Batch(shape, shape)
+def _positions(text: dict[str, Any]) -> int | None:
+    """How many tokens of a text the model is made for, where its config says it: max_position_embeddings, as
+    transformers takes it (GenerationMixin); or what a scaling of RoPE makes of it that is stated beside it, since
+    publishers tell people to add that (YaRN) and to leave the rest as it is."""
+    stated = text.get("max_position_embeddings")
+    if not isinstance(stated, int):
+        return None
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
+    return max(stated, int(Fraction(factor or 1) * (original or stated)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gates.errors import IntegrityError, UsageError
 from registry import fs, output
 from stages.common import preflight, preflight_view
-from stages.common.stage import Job
+from stages.common.job import Job
 from stages.train import read, take, write
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from gates.errors import UsageError
 from registry.recipes import read_recipe
 from registry.store import Store
 from stages.common import calibration, preflight, preflight_view
+from stages.common.job import Job
 from stages.common.preflight import Report, Share
 from stages.common.spool import Spool
-from stages.common.stage import Job
 from stages.prune import check, prune
 from tests.support import faults, tiny
 from tests.support.moe import write_model
@@ -102,7 +102,7 @@ def test_rows_tokens_and_what_is_cut_are_counted_by_dataset(place):
     assert long == Share(dataset="long.jsonl", rows=3, tokens=3 * 64, cut_rows=3, cut_tokens=sum(lengths[6:]) - 3 * 64)
     read = sum(int(batch.attention_mask.sum()) for batch in report.reading.batches)
     assert report.reading.tokens == read
-    assert report.reading.padded >= read
+    assert report.reading.amount.padded >= read
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(8, 300))
@@ -114,8 +114,8 @@ def test_no_token_is_counted_twice_or_lost(lengths, longest):
 
 
 def test_packing_is_told_by_how_few_sequences_there_are(place):
-    assert check(job(place, sequence_length=512)).reading.sequences == 9
-    assert check(job(place, sequence_length=512, packing=True)).reading.sequences < 9
+    assert check(job(place, sequence_length=512)).reading.amount.sequences == 9
+    assert check(job(place, sequence_length=512, packing=True)).reading.amount.sequences < 9
 
 
 def test_a_criterion_that_looks_at_no_data_reads_none_and_needs_no_spool(place):

@@ -25,8 +25,8 @@ from registry.recipes import Prune, Recipe, read_recipe
 from registry.store import Candidate, Store
 from stages.common import calibration
 from stages.common.checkpoint import Checkpoint
+from stages.common.job import Job
 from stages.common.spool import Spool
-from stages.common.stage import Job
 from stages.common.streaming import LayerStream
 from stages.prune import criteria, layers, prune, surgery
 from stages.quantize import write_fp8

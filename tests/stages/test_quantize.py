@@ -22,7 +22,7 @@ from registry.store import Store
 from registry.tensors import read_header
 from registry.verify import verify
 from stages.common.checkpoint import Checkpoint
-from stages.common.stage import Job
+from stages.common.job import Job
 from stages.quantize import quantize, write_fp8
 from stages.quantize.fp8 import Noise, _decoded, dequantize_block, quantize_block
 from tests.support.tiny import write_checkpoint, write_json

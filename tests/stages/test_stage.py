@@ -13,7 +13,7 @@ from gates.errors import UsageError
 from registry.recipes import Recipe, read_recipe
 from registry.store import Store
 from stages.common import built
-from stages.common.stage import chosen_step
+from stages.common.job import chosen_step
 
 PROJECT = Path(__file__).parents[2]
 EVALUATE_PARENT, PRUNE, EVALUATE_PRUNED, QUANTIZE, EVALUATE = 0, 1, 2, 4, 5

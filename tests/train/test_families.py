@@ -17,7 +17,7 @@ from registry.recipes import Recipe, Train
 from registry.store import Store
 from registry.verify import verify
 from stages.common.checkpoint import Checkpoint
-from stages.common.stage import Job
+from stages.common.job import Job
 from stages.train import check, data, train
 from stages.train.rehearsal import rehearse
 from tests.support import whole
@@ -140,4 +140,4 @@ def test_the_loss_of_a_step_is_that_of_its_answers_whether_they_are_packed_or_no
 def test_chats_are_not_packed_where_linear_attention_would_carry_one_into_the_next(project, tmp_path, family):
     report = check(job(project, tmp_path, family, packing=True))
     assert not report.packing
-    assert report.reading.sequences == 2
+    assert report.reading.amount.sequences == 2

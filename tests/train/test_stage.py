@@ -21,12 +21,12 @@ from gates.errors import BusyError, IntegrityError, UsageError
 from registry.recipes import Quantize, Train, read_recipe
 from registry.store import Candidate, Store
 from registry.verify import verify
-from stages.common import preflight
+from stages.common import preflight, rates
 from stages.common.checkpoint import Checkpoint
-from stages.common.stage import Job
+from stages.common.job import Job
 from stages.prune import prune
 from stages.quantize import quantize
-from stages.train import check, experts4bit, freeze, train
+from stages.train import check, demand, experts4bit, freeze, read, take, train
 from stages.train.curves import CURVES, PICTURE
 from stages.train.rehearsal import rehearse
 from tests.support import skills
@@ -397,6 +397,43 @@ def test_reference_answers_that_are_cut_are_counted_before_anything_begins(store
     assert list(preflight.warnings(check(quick(store, "whole", sequence_length=512)))) == []
     (said,) = check(quick(store, "short", sequence_length=64)).notes
     assert "rows of the reference are cut at 64 tokens" in said
+
+
+def test_rows_longer_than_the_model_is_made_for_are_refused_unless_its_positions_are_scaled(store, tmp_path):
+    """A model is not refused for a sequence_length that none of its rows needs."""
+    for name, rope, taken in (("short", {}, False), ("yarn", {"factor": 4.0}, True)):
+        folder = tmp_path / name
+        shutil.copytree(PROJECT / "stages" / "toy" / "checkpoint", folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["max_position_embeddings"] = 40
+        config["rope_parameters"] |= rope and {"rope_type": "yarn", "original_max_position_embeddings": 40, **rope}
+        (folder / "config.json").write_text(json.dumps(config))
+        store.add(name, folder)
+        check(quick(store, "cut", source=name, sequence_length=40))
+        if taken:
+            check(quick(store, "scaled", source=name))
+        else:
+            with pytest.raises(UsageError, match="made for texts of 40") as refused:
+                check(quick(store, "no", source=name))
+            assert "sequence_length: 40" in str(refused.value.remedy)
+
+
+def test_the_logits_of_trl_s_head_count_in_what_a_device_needs(store):
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    assert (chunked_logprob.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == demand.TILE
+    asked = quick(store, "looked")
+    work = read(asked, take(asked))
+    needed = demand.demand_of(
+        work.checkpoint,
+        asked.settings,
+        steps=1,
+        amount=replace(work.amount, largest=10_000),
+        reference=[],
+        device=torch.device("cuda"),
+    )
+    assert needed.device > demand.TILE[0] * demand.TILE[1] * 2 + rates.CUDA_CONTEXT
 
 
 def test_a_target_that_the_family_lacks_is_refused_before_anything_is_loaded(store, monkeypatch):

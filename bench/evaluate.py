@@ -87,16 +87,17 @@ def _rates(folder: Path, phases: dict[str, float], times: int, turns: int) -> di
 async def _by_turns(
     base_url: str, folder: Path, packs: list[Pack], settings: Any, phases: dict[str, float], times: int, turns: int
 ) -> dict[str, list[float]]:
-    from stages.evaluate import client, runner
+    from stages.evaluate import client, together
     from stages.evaluate.proof import prove
 
     pack = _many(packs, times)
     rates: dict[str, list[float]] = {"the stage": [], "vllm bench serve": []}
-    async with client.connect(base_url, concurrency=runner.CONCURRENCY) as connection:
+    async with client.connect(base_url, concurrency=together.CONCURRENCY) as connection:
         with _clocked(phases, "its parsers proved"):
             await prove(connection, packs)
         begun = time.perf_counter()
-        first = await _ours(connection, replace(pack, items=pack.items[: runner.CONCURRENCY]), settings, folder, "warm")
+        few = replace(pack, items=pack.items[: together.CONCURRENCY])
+        first = await _ours(connection, few, settings, folder, "warm")
         phases["the first answer scored"] = first - begun
         await _theirs(connection, pack, base_url, folder)
         for turn in range(turns):
@@ -138,7 +139,7 @@ async def _ours(client: Client, pack: Pack, settings: Any, folder: Path, name: s
 
 async def _theirs(client: Client, pack: Pack, base_url: str, folder: Path) -> float:
     """Requests a second of `vllm bench serve` with the same questions."""
-    from stages.evaluate import runner
+    from stages.evaluate import together
     from stages.evaluate.client import request
 
     questions = folder / "questions.json"  # in the form of ShareGPT, which it reads without pandas
@@ -151,7 +152,7 @@ async def _theirs(client: Client, pack: Pack, base_url: str, folder: Path) -> fl
         *("--base-url", base_url, "--model", folder / "models" / "candidates" / "toy" / "model"),
         *("--served-model-name", client.model, "--dataset-name", "sharegpt", "--dataset-path", questions),
         *("--sharegpt-output-len", str(pack.max_tokens), "--num-prompts", str(len(pack.items))),
-        *("--max-concurrency", str(runner.CONCURRENCY), "--temperature", "0", "--extra-body", json.dumps(extra)),
+        *("--max-concurrency", str(together.CONCURRENCY), "--temperature", "0", "--extra-body", json.dumps(extra)),
         *("--disable-tqdm", "--disable-shuffle"),
         *("--save-result", "--result-dir", folder, "--result-filename", "r.json"),
     ]

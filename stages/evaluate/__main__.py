@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from gates import canonical
 from gates.errors import IntegrityError, UsageError
-from gates.evidence import totals
-from gates.records import Conditions, Evidence
 from gates.wording import count
-from registry import output, retractions
-from registry.progress import Bar, progress
+from registry import output
 from registry.recipes import Evaluate
 from registry.verify import demand_whole
-from stages.common import execution
 from stages.common.job import Job
 from stages.common.stage import main
-from stages.evaluate import client, engines, rescoring, runner, scoring
+from stages.evaluate import engines, rescoring, taking
 from stages.evaluate.conditions import conditions, longest
 from stages.evaluate.engines import elsewhere
-from stages.evaluate.journal import Journal
 from stages.evaluate.packs import Pack, read_pack
 from stages.evaluate.proof import prove
-
-if TYPE_CHECKING:
-    from stages.common.execution.client import Run
 
 
 def evaluate(job: Job) -> None:
@@ -44,15 +33,15 @@ def evaluate(job: Job) -> None:
     packs, description = _prepare(job)
     modes = (True, False) if settings.thinking == "both" else (settings.thinking,)
     works = [
-        _Work(pack, each, job.source.digest, conditions(job.source, pack, each, description), job.base_url is not None)
+        taking.Work(pack, each, job.source.digest, conditions(job.source, pack, each, description), description)
         for pack in packs
         for each in (settings.model_copy(update={"thinking": mode}) for mode in modes)
     ]
-    waiting = [work for work in works if not _made(job, work)]
+    waiting = [work for work in works if not taking.made(job, work)]
     asyncio.run(_demand_verifier(job, [work.pack for work in waiting]))
     if waiting:
         with _serving(job, description) as engine:
-            asyncio.run(_take(job, waiting, engine, description))
+            asyncio.run(taking.take(job, waiting, engine))
 
 
 def ready(job: Job) -> dict[str, Any]:
@@ -103,7 +92,7 @@ def rescore(job: Job) -> None:
     """
     refused: list[UsageError] = []
     for pack in _packs(job):
-        scored = rescoring.rescore(job.store, job.source, pack, lambda pack=pack: _verifier(job, pack))
+        scored = rescoring.rescore(job.store, job.source, pack, lambda pack=pack: taking.verifier(job, pack))
         try:
             for line in asyncio.run(scored):
                 output.text(line)
@@ -152,26 +141,8 @@ async def _demand_verifier(job: Job, packs: list[Pack]) -> None:
     """
     for pack in packs:
         if pack.grader.executes:
-            async with _verifier(job, pack):
+            async with taking.verifier(job, pack):
                 return
-
-
-def _verifier_settings(job: Job, pack: Pack) -> execution.Settings:
-    try:
-        return execution.settings_of(os.environ, unsafe_local=job.unsafe_local_execution)
-    except UsageError as error:
-        error.where = f"{job.where}: {pack.name}"
-        raise
-
-
-@asynccontextmanager
-async def _verifier(job: Job, pack: Pack) -> AsyncIterator[Run | None]:
-    """What runs the code in answers; None for a pack that executes none."""
-    if pack.grader.executes:
-        async with execution.verifier(_verifier_settings(job, pack)) as run:
-            yield run
-    else:
-        yield None
 
 
 @contextmanager
@@ -195,105 +166,8 @@ def _serving(job: Job, description: engines.Description) -> Iterator[engines.Eng
 
 
 async def _prove(engine: engines.Engine, packs: list[Pack]) -> None:
-    async with _connected(engine) as connection:
+    async with engine.connected() as connection:
         await prove(connection, packs)
-
-
-def _connected(engine: engines.Engine) -> AbstractAsyncContextManager[client.Client]:
-    return client.connect(engine.base_url, concurrency=runner.CONCURRENCY, model=engine.model, key=engine.key)
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Evidence on one pack: everything that it depends on."""
-
-    pack: Pack
-    settings: Evaluate
-    candidate: str
-    conditions: Conditions
-    elsewhere: bool
-    """Whether somebody else has started the server: its answers are not mixed with those of one of ours."""
-
-    @property
-    def inputs(self) -> str:
-        """What names the staging folder."""
-        values = {
-            "candidate": self.candidate,
-            "pack": self.pack.name,
-            "conditions": self.conditions.model_dump(mode="json"),
-            "repeats": self.settings.repeats,
-        } | ({"server": "started elsewhere"} if self.elsewhere else {})
-        return canonical.digest(canonical.dumps(values))
-
-
-def _made(job: Job, work: _Work) -> bool:
-    """Whether complete evidence is there already that counts; says so. What was retracted is taken again."""
-    for digest, evidence in retractions.standing(job.store, work.candidate).items():
-        same = evidence.conditions == work.conditions and evidence.repeats == work.settings.repeats
-        if same and evidence.pack == work.pack.name and not evidence.totals.missing:
-            output.text(_line(job.source.name, evidence, f"made already, evidence {digest[:12]}"))
-            return True
-    return False
-
-
-async def _take(job: Job, works: list[_Work], engine: engines.Engine, description: engines.Description) -> None:
-    count = sum(len(work.pack.items) * work.settings.repeats for work in works)
-    async with _connected(engine) as connection:
-        await prove(connection, [work.pack for work in works])
-        with progress(f"evaluate {job.source.name}", total=count, unit="items") as bar:
-            done = [await _take_one(job, work, connection, engine, description, bar) for work in works]
-    for line in done:
-        output.text(line)
-
-
-async def _take_one(
-    job: Job, work: _Work, connection: client.Client, engine: engines.Engine, description: engines.Description, bar: Bar
-) -> str:
-    with job.store.step(work.inputs) as folder:
-        with Journal(folder / "answers.jsonl") as journal:
-            async with _verifier(job, work.pack) as run:
-                timings = await runner.ask(
-                    connection, work.pack, work.settings, journal, bar, check=engine.check, run=run
-                )
-        results = scoring.results(work.pack, work.settings.repeats, journal.answers)
-        evidence = _evidence(job, work, results, description)
-        digest = job.store.add_evidence(evidence, rows=results.rows_bytes, responses=results.responses, timings=timings)
-    if not evidence.totals.missing:
-        job.store.discard(work.inputs)
-    remark = f"evidence {digest[:12]}"
-    if gone := retractions.retracted(job.store, work.candidate).get(digest):
-        remark += f", the very one that is retracted and counts no more: {gone.reason}"
-    return _line(job.source.name, evidence, remark)
-
-
-def _evidence(job: Job, work: _Work, results: scoring.Results, description: engines.Description) -> Evidence:
-    recorded: dict[str, Any] = {"concurrency": runner.CONCURRENCY, **_where(description)}
-    if work.pack.grader.executes:
-        recorded["verifier"] = "sealed" if _verifier_settings(job, work.pack).socket else "on this machine"
-    return Evidence(
-        format=1,
-        candidate=work.candidate,
-        pack=work.pack.name,
-        repeats=work.settings.repeats,
-        conditions=work.conditions,
-        totals=totals(results.rows),
-        rows=canonical.digest(results.rows_bytes),
-        responses=canonical.digest(results.responses),
-        recorded=recorded,
-    )
-
-
-def _where(description: engines.Description) -> dict[str, Any]:
-    if description.device is not None:
-        return {"device": description.device}
-    return {"server": "started elsewhere", "stated": list(elsewhere.STATED)}
-
-
-def _line(candidate: str, evidence: Evidence, remark: str) -> str:
-    score = evidence.totals.overall
-    percent = f"{100 * score.points / score.of:.1f}" if score.of else "-"
-    missing = f", {evidence.totals.missing} missing" if evidence.totals.missing else ""
-    return f"{candidate}  {evidence.pack}  {percent}  ({score.points:g} of {score.of:g}{missing}; {remark})"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Asking the items of a pack, many at a time, until every conversation is over and all code in it has been run.
 
 The server is kept full: so many conversations are with it at any time, however long the verifier takes for the code of
-those that are over. What ran out of time there is run once more when nothing else is at work, before that counts.
+those that are over, and however few items a pack has: packs may be asked at the same time. What ran out of time in the
+verifier is run once more when nothing else is at work, before that counts.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ from stages.evaluate.executing import executed, once
 from stages.evaluate.journal import Answer, Journal, Key
 from stages.evaluate.packs import Pack
 from stages.evaluate.scoring import RunningScore, pending
+from stages.evaluate.together import CONCURRENCY, Share, shares
 
 if TYPE_CHECKING:
     from stages.common.execution.client import Run
 
-CONCURRENCY = 32
-"""Conversations that are with the server at a time."""
 OUTGROWN = {"error": "the conversation has grown longer than the model can read"}
 """Kept in place of a response where the server can give none any more, which is the model's doing."""
 
@@ -41,21 +41,23 @@ async def ask(
     *,
     check: Callable[[], None],
     run: Run | None = None,
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Asks and runs whatever the journal lacks, and adds it there; what could not be had stays missing.
 
     Args:
         check: raises if the server is not there any more.
         run: the verifier, for a pack that executes.
+        share: where other packs are asked at the same time.
 
     Returns:
-        Timings: the seconds that this took, and how many tokens were written in them.
+        Timings: the seconds that this took, and how many tokens of this pack were written in them.
 
     Raises:
         InvalidEvidence: the server ended, or refuses an item.
     """
     begun = time.monotonic()
-    asking = _Asking(client, pack, settings, journal, bar, check, run and once(run))
+    asking = _Asking(client, pack, settings, journal, bar, check, run and once(run), share or shares(1)[0])
     asked = await asking.all()
     return _timings(journal, asked, time.monotonic() - begun)
 
@@ -72,9 +74,10 @@ class _Asking:
         bar: Bar,
         check: Callable[[], None],
         run: Run | None,
+        share: Share,
     ) -> None:
         self._client, self._pack, self._settings, self._journal = client, pack, settings, journal
-        self._bar, self._check, self._run = bar, check, run
+        self._bar, self._check, self._run, self._share = bar, check, run, share
         self._items = {item.id: item for item in pack.items}
         self._score = RunningScore(pack)
         self._executing: set[asyncio.Task[None]] = set()
@@ -100,17 +103,21 @@ class _Asking:
             await asyncio.gather(*tasks)
             self._say_what_is_missing(waiting)
             await asyncio.gather(*self._executing)
-            await self._run_alone()
         finally:
             for task in (*tasks, *self._executing):
                 task.cancel()
+            self._share.leave()
+        if self._later:
+            async with self._share.alone():
+                await self._run_alone()
         return {(item.id, repeat) for item, repeat in waiting}
 
     async def _converse(self, left: Iterator[tuple[Item, int]]) -> None:
         """Has one conversation after the other, until there seems to be nobody to have one with."""
         for item, repeat in left:
             try:
-                answer = await _conversation(self._client, self._pack, item, repeat, self._settings)
+                async with self._share.place:
+                    answer = await _conversation(self._client, self._pack, item, repeat, self._settings)
             except UnansweredError as error:
                 self._check()
                 self._silent, self._why = self._silent + 1, str(error)
@@ -169,8 +176,9 @@ class _Asking:
         return ran
 
     def _done(self, answer: Answer, *, new: bool) -> None:
-        self._score.add(answer, new=new)
-        self._bar.advance(1, note=self._score.note)
+        self._score.add(answer)
+        speed = self._share.speed((answer.tokens or 0) if new else 0)
+        self._bar.advance(1, note=self._score.note + speed)
 
 
 async def _conversation(client: Client, pack: Pack, item: Item, repeat: int, settings: Evaluate) -> Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,34 +79,23 @@ def grade(pack: Pack, item: Item, answer: Answer) -> Grade | None:
 
 
 class RunningScore:
-    """The score so far and how fast it comes, for the progress bar."""
+    """A pack's score so far, for the progress bar."""
 
     def __init__(self, pack: Pack) -> None:
         self._pack = pack
         self._items = {item.id: item for item in pack.items}
         self._points = self._of = 0.0
-        self._tokens = 0
-        self._begun = time.monotonic()
 
-    def add(self, answer: Answer, *, new: bool) -> None:
-        """
-        Args:
-            new: it was given since the beginning, and not in a run before.
-        """
+    def add(self, answer: Answer) -> None:
         item = self._items[answer.item]
         graded = grade(self._pack, item, answer)
         if graded is not None:
             self._points += graded.points
             self._of += item.of
-        self._tokens += (answer.tokens or 0) if new else 0
 
     @property
     def note(self) -> str:
-        if not self._of:
-            return self._pack.name
-        seconds = time.monotonic() - self._begun
-        speed = f", {self._tokens / seconds:.0f} tokens/s" if self._tokens and seconds else ""
-        return f"{self._pack.name} {100 * self._points / self._of:.1f}{speed}"
+        return f"{self._pack.name} {100 * self._points / self._of:.1f}" if self._of else self._pack.name
 
 
 def _row(pack: Pack, item: Item, repeat: int, answer: Answer | None) -> Row:

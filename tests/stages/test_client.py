@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from registry.recipes import Evaluate
-from stages.evaluate import client, runner, scoring
+from stages.evaluate import client, runner, scoring, together
 from stages.evaluate.journal import Journal
 from tests.support.scripted import TALKS, Seen, pack_of, says
 
@@ -166,5 +166,5 @@ def test_a_server_that_has_fallen_silent_is_not_asked_all_the_rest(tmp_path, cap
 
     rows = ask(told, tmp_path / "journal", items=400).rows
     assert [row.outcome for row in rows].count("scored") == 40
-    assert asked < 40 + 3 * 2 * runner.CONCURRENCY
+    assert asked < 40 + 3 * 2 * together.CONCURRENCY
     assert "360 answers missing" in capsys.readouterr().err

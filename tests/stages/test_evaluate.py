@@ -219,7 +219,7 @@ def test_whatever_is_killed_and_however_often_only_what_is_missing_is_asked_and_
         running = subprocess.Popen(command(project, store), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
         with running:
             deadline = time.monotonic() + 120
-            while written(store).count(b"\n") <= kept:
+            while answered(store) <= kept:
                 assert running.poll() is None, running.stderr.read()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -233,16 +233,18 @@ def test_whatever_is_killed_and_however_often_only_what_is_missing_is_asked_and_
             assert what == "server" or time.monotonic() - begun < 10
             assert what == "stage" or "the server ended with -9" in running.stderr.read()
         _wait_until_gone(store)
-        (journal,) = store.layout.staging.glob("*/answers.jsonl")
-        with journal.open("ab") as file:
-            file.write(b'{"item": "words-0')  # as a power cut would leave it
-        kept = journal.read_bytes().count(b"\n")
+        for journal in store.layout.staging.glob("*/answers.jsonl"):
+            with journal.open("ab") as file:
+                file.write(b'{"item": "words-0')  # as a power cut would leave it
+        kept = answered(store)
         assert 0 < kept < ITEMS
-        assert evidence(store) == {}
+        assert "words" not in evidence(store)
 
+    words = sum(line.startswith(b'{"item": "words-') and line.endswith(b"}") for line in written(store).splitlines())
     done = stage(project, store)
     assert done.returncode == 0, done.stderr
-    assert asked(store) == {"words": [ITEMS - kept], "calls": [8]}
+    assert asked(store)["words"] == [ITEMS - words]
+    assert len(asked(store)["calls"]) == 1
     assert evidence(store) == taken.found
 
 
@@ -317,6 +319,12 @@ def test_a_preflight_refuses_what_the_step_would_refuse_and_else_says_what_would
     assert refused.returncode == 2
     assert "--unsafe-local-execution" in refused.stderr
     assert store.evidence(store.candidate("tiny").digest) == {}
+
+
+def answered(store: Store) -> int:
+    """Items that will not be asked again."""
+    recorded = sum(each.totals.overall.items for each in evidence(store).values())
+    return recorded + written(store).count(b"\n")
 
 
 def written(store: Store) -> bytes:

@@ -15,10 +15,23 @@ from gates.errors import InvalidEvidence
 from registry.recipes import Evaluate
 from stages.common.execution import Execution, Result, settings_of, verifier
 from stages.evaluate import client as client_module
-from stages.evaluate import runner, scoring
+from stages.evaluate import runner, scoring, together
 from stages.evaluate.journal import Journal
 from tests.support import serving
-from tests.support.scripted import DONE, EXECUTES, RIGHT, TALKS, Seen, Server, Verifier, ask, codes, pack_of, says
+from tests.support.scripted import (
+    DONE,
+    EXECUTES,
+    RIGHT,
+    TALKS,
+    Seen,
+    Server,
+    Verifier,
+    ask,
+    ask_together,
+    codes,
+    pack_of,
+    says,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +93,15 @@ def test_a_refusal_that_room_does_not_explain_scores_nobody(tmp_path):
 def test_the_server_is_kept_full(tmp_path):
     server = Server(counts)
     ask(server, pack_of(TALKS, 100, turns=8), tmp_path / "journal")
-    assert server.most_at_once == runner.CONCURRENCY == 32
+    assert server.most_at_once == together.CONCURRENCY == 32
+
+
+def test_packs_that_are_asked_together_share_the_places_with_the_server(tmp_path):
+    server = Server(counts)
+    few = [pack_of(TALKS, 15, turns=8) for _ in range(4)]
+    made = ask_together(server, [(pack, None) for pack in few], tmp_path)
+    assert [[row.points for row in each.rows] for each in made] == [[1] * 15] * 4
+    assert server.most_at_once == together.CONCURRENCY
 
 
 # ----------------------------------------------------------------------------------------------------- code in answers
@@ -137,6 +158,17 @@ def test_what_ran_out_of_time_is_run_once_more_alone_after_everything_else(tmp_p
     assert verify.ran[-1] == f"{RIGHT}  # 2"
     assert verify.at_once[-1] == 1
     assert sum(row.points for row in made.rows) == 7 + (not always)
+
+
+def test_alone_means_that_no_other_pack_is_at_work_either(tmp_path):
+    verify = Verifier(slow="# 2")
+    made = ask_together(Server(codes), [(pack_of(EXECUTES, 3), verify), (pack_of(EXECUTES, 20), verify)], tmp_path)
+    assert [each.rows[2].outcome for each in made] == ["verifier_timeout"] * 2
+    assert [sum(row.points for row in each.rows) for each in made] == [1, 18]
+    again = [code == f"{RIGHT}  # 2" for code in verify.ran]
+    assert again.count(True) == 4
+    assert again[-2:] == [True, True], "after everything else"
+    assert verify.at_once[-2:] == [1, 1], "and one after the other"
 
 
 def test_without_a_verifier_items_are_missing_and_never_zero_and_only_they_are_made_up_for(tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,8 @@ from stages.common.execution import Execution, Result, Returned, UnavailableErro
 from stages.common.grading import Grader
 from stages.common.grading.answers import with_results
 from stages.common.grading.items import Grade, Item
-from stages.evaluate import runner, scoring
+from stages.evaluate import runner, scoring, together
+from stages.evaluate.client import Client
 from stages.evaluate.journal import Answer, Journal
 from stages.evaluate.packs import Pack
 from tests.support import serving
@@ -121,6 +122,25 @@ def ask(
             return opened.answers
 
     return scoring.results(pack, wanted.repeats, asyncio.run(asked()))
+
+
+def ask_together(server: Any, packs: Sequence[tuple[Pack, Any]], folder: Path) -> list[scoring.Results]:
+    """Asks packs, each with what runs its code, at the same time."""
+    wanted = Evaluate(packs=["any"])
+
+    async def one(client: Client, number: int, pack: Pack, run: Any, share: together.Share) -> scoring.Results:
+        with Journal(folder / f"journal-{number}") as opened:
+            await runner.ask(client, pack, wanted, opened, Seen(), check=lambda: None, run=run, share=share)
+        return scoring.results(pack, 1, opened.answers)
+
+    async def all_of_them() -> list[scoring.Results]:
+        async with serving.connected(server) as client:
+            shared = zip(packs, together.shares(len(packs)), strict=True)
+            return await asyncio.gather(
+                *(one(client, number, pack, run, share) for number, ((pack, run), share) in enumerate(shared))
+            )
+
+    return asyncio.run(all_of_them())
 
 
 # ----------------------------------------------------------------------------------------------------- code in answers

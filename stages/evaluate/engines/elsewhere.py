@@ -24,6 +24,7 @@ KEY = "SLUICE_API_KEY"
 """Names the variable with the key that the server wants, if it wants one (vLLM: --api-key)."""
 STATED = ("reasoning_parser", "tool_parser", "server_flags", "chat_template", "tokenizer")
 """The conditions that rest on the recipe's word, and on that of who started the server on the candidate."""
+MARK = "started elsewhere"
 _PATIENCE = 30.0
 """Seconds for what a server says of itself."""
 

@@ -6,13 +6,15 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from gates.errors import InvalidEvidence
 from registry.processes import kept
+from stages.evaluate.client import Client, connect
+from stages.evaluate.together import CONCURRENCY
 
 SLOWEST_START = 900.0
 """Seconds until a server must be ready: a large checkpoint is read from disk and compiled first."""
@@ -47,6 +49,9 @@ class Engine:
     model: str | None = None
     """What it calls the candidate; None for one that has no other model."""
     key: str | None = field(default=None, repr=False)
+
+    def connected(self) -> AbstractAsyncContextManager[Client]:
+        return connect(self.base_url, concurrency=CONCURRENCY, model=self.model, key=self.key)
 
     def check(self) -> None:
         """

@@ -433,6 +433,7 @@ SAYS_WHY: dict[str, list[str]] = {
     "subtle-baskets": [
         "The list is not fresh for each call: it keeps the articles of the customers before.",
         "The empty list is created when the function is defined, not when it is called.",
+        "All customers end up using one list.",
     ],
     "subtle-prices": ["`price` is a Promise object.", "The call isn't awaited."],
     "subtle-seats": ["Each entry in the outer list is the very same inner list.", "Only references are repeated."],

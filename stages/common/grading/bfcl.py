@@ -22,7 +22,7 @@ from stages.common.grading import items
 from stages.common.grading.answers import Answer, Call
 from stages.common.grading.items import Grade, Json, Text
 
-VERSION = 1
+VERSION = 2
 
 
 class Right(Strict):
@@ -85,6 +85,10 @@ def _is_one(value: Any, schema: Json, possible: list[Any]) -> bool:
     kind, usual = schema.get("type"), next((_kind(each) for each in possible if each != ""), None)
     if _kind(value) not in (kind, usual) and not (kind == "number" and _kind(value) == "integer"):
         return False
+    inner = schema.get("items", {})
+    if isinstance(value, list) and "type" in inner:
+        lists = [each for each in possible if isinstance(each, list) and len(each) == len(value)]
+        return any(all(_is_one(one, inner, [right]) for one, right in zip(value, each, strict=True)) for each in lists)
     return any(_equal(value, each) for each in possible)
 
 

@@ -12,6 +12,7 @@ import ast
 import json
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -25,7 +26,7 @@ from stages.common.grading.answers import Answer
 from stages.common.grading.fences import blocks
 from stages.common.grading.items import Grade, Text
 
-VERSION = 1
+VERSION = 2
 
 _FLOAT_TOLERANCE = 1e-6
 _RELATIVE = 1e-7
@@ -92,8 +93,10 @@ def grade(item: Item, answers: Sequence[Answer], results: Mapping[str, Result]) 
 
 def written(text: str, expected: Expected) -> str | None:
     """The program of an answer: the last block that defines the function, or the text itself; None if neither does."""
-    found = [block.code for block in blocks(text) if _defines(block.code, expected.entry)]
-    code = found[-1] if found else None if blocks(text) else _bare(text, expected.entry)
+    codes = (textwrap.dedent(block.code) for block in reversed(blocks(text)))
+    code = next((code for code in codes if _defines(code, expected.entry)), None)
+    if code is None or not _is_python(code):
+        code = _bare(text, expected.entry) or code
     if code is None:
         return None
     future = _FUTURE.findall(code)  # which must stand first
@@ -102,6 +105,7 @@ def written(text: str, expected: Expected) -> str | None:
 
 _FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 _CODE = re.compile(r"(?:from|import|def|class|async)\b|@")
+_MARKS = re.compile(r"(?:`{3,}|~{3,})[ \t]*(?:python3?\b|py\b)?[ \t]*", re.IGNORECASE)
 _ATTEMPTS = 20
 
 
@@ -114,24 +118,40 @@ def _defines(code: str, entry: str) -> bool:
 
 
 def _bare(text: str, entry: str) -> str | None:
-    """The code in a text without fences: from the first line that looks like code as far as Python can read it."""
+    """The code in a text whatever its fences: from a line that looks like code as far as Python can read it."""
+    text = textwrap.dedent(_MARKS.sub("\n", text.replace("\u00a0", " ")))
     lines = text.split("\n")
-    first = next((number for number, line in enumerate(lines) if _CODE.match(line)), None)
-    if first is None:
-        return None
-    code, lines = "", lines[first:]
+    start, end = 0, len(lines)
     for _ in range(_ATTEMPTS):
-        code = "\n".join(lines)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what a model's code is warned of is nobody's business here
-                ast.parse(code)
-            break
-        except SyntaxError as error:
-            lines = lines[: max((error.lineno or 1) - 1, 0)]
-        except (ValueError, RecursionError, MemoryError):
-            return None
-    return code if _defines(code, entry) else None
+        start = next((number for number in range(start, len(lines)) if _CODE.match(lines[number])), len(lines))
+        code = "\n".join(lines[start:end])
+        wrong = _unread(code)
+        if wrong is None and _defines(code, entry):
+            return code
+        if wrong is None:
+            start, end = max(start + 1, end), len(lines)
+        elif wrong == 0:
+            start, end = start + 1, len(lines)
+        else:
+            end = start + wrong
+    return None
+
+
+def _is_python(code: str) -> bool:
+    return _unread(code) is None
+
+
+def _unread(code: str) -> int | None:
+    """The index of the line at which Python cannot read on; None if it reads all."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a model's code is warned of is nobody's business here
+            ast.parse(code)
+    except SyntaxError as error:
+        return max((error.lineno or 1) - 1, 0)
+    except (ValueError, RecursionError, MemoryError):
+        return 0
+    return None
 
 
 def _given(expected: Expected) -> str:

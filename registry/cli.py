@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from gates.errors import UsageError
 from registry import output
 from registry.commands import (
     CandidateName,
@@ -66,7 +67,10 @@ app.add_typer(leases.app)
 
 @app.command()
 def init(root: Root = ROOT) -> None:
-    """Make an empty registry. Doing it again changes nothing. Beside compose.yaml, .env says whose the files are."""
+    """Make an empty registry; one that is there stays as it is.
+
+    Beside compose.yaml it writes .env too, so that containers run as the owner of the files.
+    """
     from registry import ownership
     from registry.store import Store
 
@@ -95,7 +99,7 @@ def add(
 ) -> None:
     """Take in a model from a folder, the Hub or an OCI registry.
 
-    It stays as it is there. Run again after an interruption, this goes on.
+    The source stays as it is, but for --move. Run again after an interruption, this goes on.
 
     registry add toy stages/toy/checkpoint
 
@@ -198,10 +202,15 @@ def verify(
 
     demand_one(name, every, "verify")
     store = opened(root)
-    names = store.names() if every else [name or ""]
-    found = {each: problems_of(store, each, full=not fast) for each in names}
-    if not fast:
-        found = {each: problems + verify_records(store, each) for each, problems in found.items()}
+    found = {}
+    for each in store.names() if every else [name or ""]:
+        try:
+            found[each] = problems_of(store, each, full=not fast)
+            if not fast:
+                found[each] += verify_records(store, each)
+        except UsageError:
+            if not every:  # else it was removed since it was listed
+                raise
     if json:
         output.data({each: [asdict(problem) for problem in problems] for each, problems in found.items()})
     else:
@@ -218,7 +227,7 @@ def lineage(
     root: Root = ROOT,
     json: Json = False,
 ) -> None:
-    """Draw what a candidate was made from, and what from it.
+    """Draw what a candidate was made from, and what was made from it.
 
     Back to where its model came from.
     """

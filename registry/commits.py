@@ -11,6 +11,7 @@ import platform
 import re
 import secrets
 import stat
+import unicodedata
 from pathlib import Path
 
 from gates.errors import BusyError, IntegrityError, UsageError
@@ -26,7 +27,10 @@ LOCK_WAIT = 60.0
 _CLAIM = "claim"
 _START = secrets.token_hex(8)
 
-_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
+_FILE = re.compile(r'[^-. \\:*?"<>|]([^\\:*?"<>|]*[^. \\:*?"<>|])?')
+"""A name that every system can have, and that neither hides nor looks like an option."""
+_LONGEST = 200
+"""Bytes."""
 
 
 def made(store: Objects, name: str, inputs: Inputs, *, replace: bool = False) -> Candidate | None:
@@ -175,21 +179,26 @@ def refuse_served(store: Objects, name: str) -> None:
 def refuse_unsafe(names: list[str], *, where: Path | str) -> None:
     """
     Raises:
-        UsageError: a file's name (relative, with /) cannot be kept on every file system, or two differ by case alone.
+        UsageError: a file's name (relative, with /) cannot be kept on every file system, or two would be one there.
     """
     folded: dict[str, str] = {}
     for name in names:
-        if not all(_FILE.fullmatch(part) for part in name.split("/")):
+        if not all(_keepable(part) for part in name.split("/")):
             raise UsageError(
                 f"the file name {name!r} cannot be kept",
                 where=str(where),
-                remedy="use letters, digits and . _ + -; begin with a letter, a digit or _",
+                remedy=f'rename it: up to {_LONGEST} bytes, none of \\ : * ? " < > |, nothing that cannot be seen, '
+                "and no . - or space where it begins or ends",
             )
-        other = folded.setdefault(name.casefold(), name)
+        other = folded.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
         if other != name:
             raise UsageError(
                 f"the files {other!r} and {name!r} differ by case alone", where=str(where), remedy="rename one"
             )
+
+
+def _keepable(part: str) -> bool:
+    return part.isprintable() and _FILE.fullmatch(part) is not None and len(part.encode()) <= _LONGEST
 
 
 def _check_origin(store: Objects, inputs: Inputs) -> None:

@@ -6,21 +6,23 @@ not what it should be, or could be lost), `obstacle` (the registry cannot do its
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gates.errors import IntegrityError, SluiceError
+from gates.errors import IntegrityError, SluiceError, UsageError
 from registry import channels, fs, garbage, generations, links, locks, marker, output, ownership, reachable
 from registry.layout import Layout
 
 if TYPE_CHECKING:
     from registry.store import Store
+    from registry.verify import Problem
 
 Severity = Literal["damage", "obstacle", "hint"]
 
@@ -99,17 +101,24 @@ def _ownership(layout: Layout) -> Iterator[Finding]:
     for remedy, folders in closed.items():
         more = f", nor in {len(folders) - 1} more" if len(folders) > 1 else ""
         yield Finding("obstacle", f"nothing can be written in this folder{more}", str(folders[0]), remedy)
-    foreign = [path for path in _everything(layout.root) if path.lstat().st_uid != ours]
+    foreign = {path: state.st_uid for path, state in _states(_everything(layout.root)) if state.st_uid != ours}
     if foreign:
-        users = ", ".join(str(uid) for uid in sorted({path.lstat().st_uid for path in foreign}))
+        users = ", ".join(str(uid) for uid in sorted(set(foreign.values())))
         what = f"{len(foreign)} files and folders belong to another user ({users}); this process runs as {ours}"
-        yield Finding("obstacle", what, str(foreign[0]), take_over)
+        yield Finding("obstacle", what, str(next(iter(foreign))), take_over)
 
 
 def _everything(root: Path) -> Iterator[Path]:
     yield root
     for base, folders, names in os.walk(root):
         yield from (Path(base, name) for name in (*folders, *names))
+
+
+def _states(paths: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Without what is gone since it was listed: registries are looked at while others write."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            yield path, path.lstat()
 
 
 def _locks(store: Store) -> Iterator[Finding]:
@@ -153,11 +162,10 @@ def _disk(store: Store) -> Iterator[Finding]:
 def _blobs(store: Store) -> Iterator[Finding]:
     """Blobs are read-only regular files: nothing but a mistake could change one."""
     writable = []
-    for path in garbage.blobs(store):
-        mode = path.lstat().st_mode
-        if not stat.S_ISREG(mode):
+    for path, state in _states(garbage.blobs(store)):
+        if not stat.S_ISREG(state.st_mode):
             yield Finding("damage", "this is called like a blob but is no regular file", str(path), _aside(path))
-        elif mode & 0o222:
+        elif state.st_mode & 0o222:
             writable.append(path)
     if writable:
         blobs = shlex.quote(str(store.layout.root / "blobs"))
@@ -169,8 +177,10 @@ def _candidates(store: Store) -> Iterator[Finding]:
     from registry.verify import verify
 
     for name in store.names():
-        problems = verify(store, name, full=False)
-        if problems:
+        problems: list[Problem] = []
+        with contextlib.suppress(UsageError):  # removed since it was listed, as where it is gone below
+            problems = verify(store, name, full=False)
+        if problems and os.path.lexists(store.layout.candidate(name)):
             what = f"{name} is damaged: {problems[0]}" + f" (and {len(problems) - 1} more)" * (len(problems) > 1)
             folder = store.layout.candidate(name)
             yield Finding("damage", what, str(folder), f"registry verify {name}; make it again, or registry rm {name}")

@@ -317,19 +317,26 @@ def read(path: Path, what: str) -> bytes:
 
 
 def contents(path: Path) -> bytes:
-    """What a file holds. A pipe that somebody put in its place is not waited for.
+    """What a file holds.
+
+    Raises:
+        OSError: as `opened`.
+    """
+    with os.fdopen(opened(path), "rb") as file:
+        return file.read()
+
+
+def opened(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a file. A pipe that somebody put in its place is not waited for.
 
     Raises:
         OSError: there is none, or something that is no file.
     """
-    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(reading).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        with open(reading, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(reading)
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def sync_file(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -120,8 +122,19 @@ def held_against(layout: Layout, channel: str, logged: dict[str, Any] | None) ->
 
 def read(layout: Layout, channel: str, number: int) -> Generation:
     path = layout.generations(channel) / numbered(number)
-    generation = Generation.from_bytes(fs.read(path, f"generation {number}"), where=str(path))
+    try:
+        generation = Generation.from_bytes(fs.read(path, f"generation {number}"), where=str(path))
+    except IntegrityError as error:
+        raise _unreadable(channel, number, path, error.what) from None
     if (generation.channel, generation.number) != (channel, number):
-        remedy = "restore it from a backup, or move it out of the registry"
-        raise IntegrityError("this generation lies where it does not belong", where=str(path), remedy=remedy)
+        raise _unreadable(channel, number, path, "it lies where it does not belong")
     return generation
+
+
+def _unreadable(channel: str, number: int, path: Path, why: str) -> IntegrityError:
+    return IntegrityError(
+        f"generation {number} of {channel} cannot be read: {why}",
+        where=str(path),
+        remedy=f"restore it from a backup; or go on without it: mv {shlex.quote(str(path))} /somewhere/else, and if it "
+        f'was the newest, registry promote NAME --channel {channel} --override --reason "…"',
+    )

@@ -109,6 +109,7 @@ def hold(layout: Layout, names: Sequence[str], claim: Claim, *, wait: float | No
     Raises:
         BusyError: they were not free in time, or somebody without a lease has their memory.
         UsageError: nothing can be written in leases/.
+        IntegrityError: something else than a lock's file is there.
     """
     deadline = time.monotonic() + max(wait, _NOTICED) if wait is not None else float("inf")
     with ExitStack() as held:
@@ -228,10 +229,10 @@ def _is(descriptor: int, path: Path) -> bool:
 def _opened(path: Path) -> int:
     try:
         fs.make_lock(path, shared=True)
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return locks.opened(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
         with suppress(OSError):  # another's file, or a file system that is read-only: it can be locked all the same
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return locks.opened(path, os.O_RDONLY | os.O_NOFOLLOW)
         explained = ownership.refusal(path)
         if explained is not None and not os.access(path.parent, os.W_OK):
             raise explained from None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from gates.errors import IntegrityError
 from registry import fs
 
 NONE = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
@@ -26,10 +29,41 @@ except BlockingIOError:
 """
 
 
-def held(path: Path) -> bool:
-    """Whether somebody has the lock on the file `path` (False too where locks do not lock)."""
+def opened(path: Path, flags: int) -> int:
+    """A descriptor of the file that a lock is held on.
+
+    Raises:
+        IntegrityError: something that is no file has its name.
+        OSError: it is missing, or the system refuses it.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return fs.opened(path, flags)
+    except OSError:
+        refuse_others(path)
+        raise
+
+
+def refuse_others(path: Path) -> None:
+    """
+    Raises:
+        IntegrityError: something that is no file has the name of a lock's file.
+    """
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise IntegrityError(
+            "a lock's file belongs here, and this is no file",
+            where=str(path),
+            remedy=f"mv {shlex.quote(str(path))} /somewhere/else; whoever needs the lock makes the file again",
+        ) from None
+
+
+def held(path: Path) -> bool:
+    """Whether somebody has the lock on the file `path` (False too where locks do not lock).
+
+    Raises:
+        IntegrityError: as `opened`.
+    """
+    try:
+        descriptor = opened(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     except PermissionError:  # it cannot be known

@@ -178,6 +178,7 @@ class Objects:
 
         Raises:
             BusyError: somebody else has it; `busy` says what they do.
+            IntegrityError: something else than a lock's file is there.
         """
         from filelock import FileLock, Timeout
 
@@ -190,6 +191,7 @@ class Objects:
             raise BusyError(busy, where=str(path), remedy="wait for it, or end it; then run this again") from None
         except OSError as error:
             if error.errno not in locks.NONE:
+                locks.refuse_others(path)
                 raise
             output.hint(f"this file system has no locks ({error.strerror}): let only one process work on {key}")
         try:

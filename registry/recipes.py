@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from gates.errors import UsageError
 from gates.records import Name
 from gates.strict_yaml import Strict, parse
-from registry.sizes import parse_size
+from registry.sizes import parse_memory, parse_size
 
 Criterion = Literal["reap", "frequency", "soft_counting", "activation_norm", "random"]
 """What an expert is scored by; stages/prune/criteria.py has the formulas."""
@@ -33,6 +33,8 @@ Exact = Annotated[Decimal, Field(decimal_places=12)]
 """A decimal that is kept as it is written."""
 Size = Annotated[int, Field(ge=1), BeforeValidator(parse_size)]
 """Bytes, written with a unit."""
+Memory = Annotated[int, Field(ge=1), BeforeValidator(parse_memory)]
+"""Bytes of a card; in GiB where no unit is written, as --card takes them."""
 
 
 class Prune(Strict):
@@ -129,7 +131,7 @@ class Quantize(Strict):
     format: Literal["fp8-block"] = "fp8-block"
     shard_size: Size = 4 * 1024**3
     """Of the files that hold the tensors: 4 GiB, 500 MiB, 5 GB."""
-    card: Size | None = None
+    card: Memory | None = None
     """The memory of the card that the model is for: what is larger is refused before it is written."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from gates.errors import SluiceError, UsageError
 from gates.records import Evidence, Verdict
 from gates.reports import Ancestor, Entry, Made, Overview, Report, Subject, build, page_of_all, render
-from registry import comparison, fs, generations, history, holding, judging, lineage, overview, plain, training
+from registry import comparison, fs, generations, history, holding, judging, lineage, output, overview, plain, training
 from registry.plan import fitting
 from registry.store import Candidate, Store
 
@@ -159,7 +160,7 @@ def _write(path: Path, data: bytes) -> Path:
         raise UsageError(
             f"the report cannot be written: {error.strerror}",
             where=str(path),
-            remedy="name another folder: --out FOLDER",
+            remedy=output.remedy(error) if error.errno == errno.EROFS else "name another folder: --out FOLDER",
         ) from None
     return path
 

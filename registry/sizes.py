@@ -17,7 +17,8 @@ _UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMGT]?i?B)", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)", re.ASCII)
+_SIZE = re.compile(_NUMBER.pattern + " ?([KMGT]?i?B)", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: Any) -> int:
@@ -30,3 +31,21 @@ def parse_size(text: Any) -> int:
     if match is None:
         raise ValueError(f"{text!r} is no size: write a number and a unit, such as 4 GiB or 500 MB")
     return int(Decimal(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_memory(text: Any) -> int:
+    """Bytes of a card's memory: as `parse_size`, and a number without a unit is GiB.
+
+    Raises:
+        ValueError: as `parse_size`.
+    """
+    number = isinstance(text, int | Decimal) and not isinstance(text, bool)
+    written = format(text, "f") if number else text
+    if isinstance(written, str) and _NUMBER.fullmatch(written):
+        written += " GiB"
+    try:
+        return parse_size(written)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no size: write GiB, such as 31.84, or a number with a unit, such as 24 GiB"
+        ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -126,7 +127,7 @@ def _followed(path: Path, root: Path, cache: Path | None) -> Path:
         raise UsageError(
             "a link that leaves the source folder",
             where=str(path),
-            remedy=f"copy what the links lead to, then add the copy: cp -rL {root} COPY",
+            remedy=f"copy what the links lead to, then add the copy: cp -rL {shlex.quote(str(root))} COPY",
         )
     return actual
 

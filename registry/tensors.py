@@ -10,12 +10,14 @@ The format is described at https://huggingface.co/docs/safetensors. Nothing here
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gates import canonical
 from gates.errors import IntegrityError
+from registry import fs
 
 LARGEST_HEADER = 100_000_000
 """Bytes; the cap that the safetensors library has."""
@@ -88,7 +90,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     """The header, where the data begin, and the file's size."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(fs.opened(path), "rb") as file:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             file_size = file.seek(0, 2)

@@ -38,6 +38,20 @@ def opened(root: Path) -> Store:
     return Store.open(root)
 
 
+def memory_of(text: str, option: str) -> int:
+    """Bytes (`parse_memory`).
+
+    Raises:
+        UsageError: they cannot be read; named as `option`.
+    """
+    from registry.sizes import parse_memory
+
+    try:
+        return parse_memory(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {error}") from None
+
+
 def demand_one(name: str | None, chosen: bool, command: str, option: str = "--all") -> None:
     """
     Args:

@@ -27,7 +27,7 @@ KeepGenerations = Annotated[
 def df(root: Root = ROOT, json: Json = False) -> None:
     """Show what lies on the disk, and what nothing needs any more.
 
-    By candidate what it holds alone, and what it shares with others.
+    For each candidate: what it holds alone, and what it shares with others.
     """
     from registry import usage
 
@@ -52,7 +52,7 @@ def gc(
 ) -> None:
     """Remove what nothing needs any more.
 
-    That is: no candidate, evidence, verdict, channel, kept generation, lease or work in progress.
+    That is what no candidate, evidence, verdict, channel, kept generation, lease or work in progress leads to.
 
     What was written in the last ten minutes stays whatever --grace says: somebody may be about to name it.
     """

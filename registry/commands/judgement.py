@@ -10,7 +10,7 @@ import typer
 
 from gates.errors import UsageError
 from registry import output
-from registry.commands import CandidateName, Channel, Json, Root, demand_one, opened
+from registry.commands import CandidateName, Channel, Json, Root, demand_one, memory_of, opened
 from registry.layout import ROOT
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _ALONE = "; until they are stated (--state) the items are compared with no other
 
 CardMemory = Annotated[
     str | None,
-    typer.Option(help="The card's memory in GiB, such as 31.84: reports say whether it fits.", envvar="SLUICE_CARD"),
+    typer.Option(help="The card's memory (31.84 is GiB; or 24GiB): reports say whether it fits.", envvar="SLUICE_CARD"),
 ]
 
 
@@ -71,7 +71,7 @@ def gate(
     store = opened(root)
     rules = judging.policy_of(store, policy, channel=channel)
     names = judging.evaluated(store, other_than=baseline) if every else [name or ""]
-    memory = _memory(card)
+    memory = memory_of(card, "--card") if card is not None else None
     verdicts = {}
     for each in names:
         read: judging.Read = {}
@@ -267,7 +267,7 @@ def policy_check(
 ) -> None:
     """Say in sentences what a policy demands.
 
-    And what it could detect with so many items.
+    And how small a difference it could see, with so many items.
     """
     from gates.policy import explain
     from gates.power import foresee
@@ -294,18 +294,9 @@ def _added_line(name: str, each: Added) -> str:
 def _said(store: Store, name: str, card: str | None) -> Report:
     from registry import reporting
 
-    return reporting.report(store, reporting.latest(store, name), card=_memory(card))
-
-
-def _memory(card: str | None) -> int | None:
-    from registry.sizes import parse_size
-
-    if card is None:
-        return None
-    try:
-        return parse_size(f"{card} GiB")
-    except ValueError:
-        raise UsageError(f"--card {card!r} is no number of GiB", remedy="write it as 31.84") from None
+    return reporting.report(
+        store, reporting.latest(store, name), card=memory_of(card, "--card") if card is not None else None
+    )
 
 
 def _kinds(text: str | None) -> list[str]:

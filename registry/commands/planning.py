@@ -10,7 +10,7 @@ import typer
 
 from gates.errors import UsageError
 from registry import output
-from registry.commands import Json, Root, opened
+from registry.commands import Json, Root, memory_of, opened
 from registry.layout import ROOT
 
 if TYPE_CHECKING:
@@ -18,17 +18,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 
-GIB = 2**30
-
 
 @app.command()
 def plan(
     model: Annotated[str, typer.Argument(help="A candidate's name, a model's folder (./name) or a config.json.")],
-    card: Annotated[str, typer.Option(help="The card's memory in GiB, as nvidia-smi states it.")] = "31.84",
+    card: Annotated[str, typer.Option(help="The card's memory: 31.84 is GiB; or 24GiB, 32607MiB.")] = "31.84",
     context: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")] = 32768,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences at once, all of that length.")] = 1,
     utilisation: Annotated[str, typer.Option(help="The share of the card that the server takes.")] = "0.92",
-    overhead: Annotated[str, typer.Option(help="GiB that the server needs besides weights and caches.")] = "1",
+    overhead: Annotated[str, typer.Option(help="What the server needs besides: 1 is GiB; or 500MiB.")] = "1",
     written: Annotated[str, typer.Option("--format", help="What it is served in: fp8-block or bf16.")] = "fp8-block",
     mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="With the MTP head, if there is one, in use.")] = True,
     vision: Annotated[bool, typer.Option("--vision/--no-vision", help="With the vision tower, if any.")] = True,
@@ -49,10 +47,10 @@ def plan(
 
     if written not in ("bf16", "fp8-block"):
         raise UsageError(f"the format {written!r} is not one that Sluice writes", remedy="bf16 or fp8-block")
-    share = _decimal(utilisation, "--utilisation")
-    if not 0 < share <= 1:
+    share = _share(utilisation)
+    if share is None:
         raise UsageError(f"--utilisation {utilisation} is not a share of the card", remedy="choose 0.92, for example")
-    memory, extra = _bytes(card, "--card"), _bytes(overhead, "--overhead")
+    memory, extra = memory_of(card, "--card"), memory_of(overhead, "--overhead")
     found = planning.plan(
         _model(model, root),
         planning.Card(memory=memory, utilisation=share, overhead=extra),
@@ -89,15 +87,10 @@ def _model(words: str, root: Path) -> Model:
     return planning.of_tensors(architecture, tensors) if tensors else planning.of_config(architecture)
 
 
-def _bytes(text: str, option: str) -> int:
-    return int(_decimal(text, option) * GIB)
-
-
-def _decimal(text: str, option: str) -> Decimal:
+def _share(text: str) -> Decimal | None:
+    """A number above 0 and up to 1; None where the text is none."""
     try:
-        value = Decimal(text)
+        share = Decimal(text)
     except InvalidOperation:
-        value = Decimal(-1)
-    if not (value.is_finite() and 0 <= value < 2**20):
-        raise UsageError(f"{option} {text!r} is not a number that makes sense", remedy="write GiB, such as 31.84")
-    return value
+        return None
+    return share if share.is_finite() and 0 < share <= 1 else None

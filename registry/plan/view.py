@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from registry.plan import RANK, Demand, Plan
+from registry.families import Spec
+from registry.families.parts import in_whole_blocks
+from registry.plan import BLOCK, RANK, Demand, Plan
 
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
@@ -32,6 +34,7 @@ _LETTERS = "#=+%o*:&@~x-"
 def record(plan: Plan) -> dict[str, Any]:
     """The plan as JSON; every size in bytes."""
     architecture, demand, least = plan.model.architecture, plan.demand, plan.least
+    uneven = _uneven(plan)
     return {
         "family": architecture.family.model_type,
         "experts": architecture.experts,
@@ -59,6 +62,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "room": plan.card.room,
         "over": max(0, plan.over),
         "fits": plan.over <= 0,
+        "uneven": uneven.name if uneven else None,
         "least_compression": {"compression": str(least.compression), "experts": least.experts} if least else None,
     }
 
@@ -167,7 +171,19 @@ def _sentences(plan: Plan, unit: str) -> list[str]:
         lines.append(f"It fits with compression {least.compression}: {least.experts} experts stay in each layer.")
     elif plan.over > 0:
         lines.append("No compression makes it fit: a shorter context, fewer sequences or a larger card would have to.")
+    uneven = _uneven(plan)
+    if uneven and plan.terms.format == "fp8-block":
+        shape = " x ".join(map(str, uneven.shape))
+        lines.append(
+            f"But it cannot be quantised: block FP8 needs whole blocks of 128 x 128; {uneven.name} is {shape}."
+        )
     return [*lines, *_of_training(plan, unit)]
+
+
+def _uneven(plan: Plan) -> Spec | None:
+    """A tensor for which `quantize` refuses the model."""
+    wanted = ((spec, spec.part) for spec in plan.model.tensors if spec.part is not None and spec.part.quantized)
+    return next((spec for spec, part in wanted if not in_whole_blocks(spec.name, spec.shape, part, BLOCK)), None)
 
 
 def _of_training(plan: Plan, unit: str) -> list[str]:

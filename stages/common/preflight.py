@@ -1,8 +1,8 @@
 """Preflight: what a stage that reads a mix is going to read, and what it will ask of the machine, before it begins.
 
 Nothing is written and no device memory is taken. What is read here is what the stage then uses: every row that the
-mix takes is tokenised once, in full, so every number about tokens is counted and none extrapolated. What is estimated
-(time, memory) says from what.
+mix takes is tokenised once, in full, so every number about tokens is counted (but for the padding of what a training
+sees after its first million sequences). What is estimated (time, memory) says from what.
 
 A stage refuses what it can refuse from its recipe, takes the mix, calls `read`, adds up its own `Demand`, and makes the
 `Report` of the two. `refuse` is the last word before anything is begun; `room` then holds the disk.
@@ -48,24 +48,33 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """What goes through the model: tokens with the padding of their batches, all of them and of the largest batch."""
+
+    sequences: int
+    batches: int
+    padded: int
+    largest: int
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Amount:
+        tokens = [batch.input_ids.numel() for batch in batches]
+        sequences = sum(len(batch.input_ids) for batch in batches)
+        return cls(sequences=sequences, batches=len(batches), padded=sum(tokens), largest=max(tokens, default=0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """A mix as the model will read it; nothing of it where the stage looks at no data."""
+    """A mix as the model will read it; nothing of it where the stage looks at no data. `batches` are there where it is
+    read once, as it stands."""
 
     shares: tuple[Share, ...]
+    amount: Amount
     batches: list[Batch]
 
     @property
     def tokens(self) -> int:
         return sum(share.tokens for share in self.shares)
-
-    @property
-    def padded(self) -> int:
-        """With the padding of the batches: what is computed."""
-        return sum(batch.input_ids.numel() for batch in self.batches)
-
-    @property
-    def sequences(self) -> int:
-        return sum(len(batch.input_ids) for batch in self.batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +155,13 @@ def read(folder: Path, mix: MixUse, rows: bytes, *, sequence_length: int, packin
         shares.append(_share(taken.dataset, [len(ids) for ids in tokens], sequence_length))
         found += tokens
     _refuse_unknown_tokens(folder, found)
-    return Reading(shares=tuple(shares), batches=calibration.batches(found, sequence_length, packing=packing))
+    batches = calibration.batches(found, sequence_length, packing=packing)
+    return Reading(shares=tuple(shares), amount=Amount.of(batches), batches=batches)
 
 
 def no_reading() -> Reading:
     """For a stage that looks at no data."""
-    return Reading(shares=(), batches=[])
+    return Reading(shares=(), amount=Amount.of([]), batches=[])
 
 
 def machine(root: Path, step: Path, device: str) -> Machine:

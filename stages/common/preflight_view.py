@@ -36,9 +36,9 @@ def record(report: Report) -> dict[str, Any]:
             for share in reading.shares
         ],
         "tokens": reading.tokens,
-        "padded_tokens": reading.padded,
-        "sequences": reading.sequences,
-        "batches": len(reading.batches),
+        "padded_tokens": reading.amount.padded,
+        "sequences": reading.amount.sequences,
+        "batches": reading.amount.batches,
         "sequence_length": report.sequence_length,
         "packing": report.packing,
         "disk": {
@@ -156,11 +156,11 @@ def _sentences(report: Report) -> list[str]:
     reading, demand, free = report.reading, report.demand, report.machine
     size = output.size
     lines = []
-    if reading.batches:
+    if reading.amount.batches:
         packed = "packed into" if report.packing else "in"
         lines.append(
-            f"{reading.tokens:,} tokens {packed} {reading.sequences:,} sequences of at most "
-            f"{report.sequence_length:,}, {len(reading.batches):,} batches."
+            f"{reading.tokens:,} tokens {packed} {reading.amount.sequences:,} sequences of at most "
+            f"{report.sequence_length:,}, {reading.amount.batches:,} batches."
         )
     lines.append(
         f"Disk: {report.makes} {size(demand.output)}, on the way there {on_the_way(demand)}; "

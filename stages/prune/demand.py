@@ -45,7 +45,8 @@ def demand_of(checkpoint: Checkpoint, settings: Prune, keep: int, reading: Readi
         )
     asked = layers.cost(checkpoint, device, settings, reading.batches)
     slots = min(layers.slots_of(device), len(reading.batches))
-    at_once = reading.padded * checkpoint.architecture.top_k // checkpoint.architecture.experts // len(reading.batches)
+    architecture, each = checkpoint.architecture, reading.amount.padded // len(reading.batches)
+    at_once = each * architecture.top_k // architecture.experts
     rate, told = rates.compute_rate(checkpoint, tokens=at_once, threads=slots, device=device)
     moved = checkpoint.size + asked.traffic + written
     matrices = _matrices(checkpoint, layers.visited(checkpoint, settings))
@@ -107,7 +108,7 @@ def _memory(checkpoint: Checkpoint, matrices: Matrices, reading: Reading, device
     working = slots * (8 * states + 2 * answers + tokens * longest + 4 * 4 * tokens * architecture.experts)
     waiting = (slots + AHEAD) * 2 * states
     copied = weights // 2  # the experts that stay, while both are there
-    held = reading.padded * 16  # ids and mask
+    held = reading.amount.padded * 16  # ids and mask
     if device.type == "cpu":
         return used_memory() + held + waiting + largest + weights + max(working, copied), 0
     return used_memory() + held + waiting + largest, rates.CUDA_CONTEXT + weights + max(working, copied)

@@ -20,7 +20,7 @@ import torch
 
 from gates.errors import UsageError
 from stages.common import calibration
-from stages.common.preflight import Share
+from stages.common.preflight import Amount, Share
 from stages.train.answers import IGNORED, Answers
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ _TOGETHER = 64
 """Texts that are tokenised at a time, each on a core."""
 _MEASURED_TOKENS = 8192
 """The most tokens of a batch on which a model is measured, padding included."""
+_COUNTED = 1 << 20
+"""Sequences whose padding is counted one by one."""
+_MOST = 1 << 53
+"""Sequences that are too many to be meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +50,24 @@ class Chat:
 
 
 def read(
-    mix: MixUse, rows: bytes, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, vocabulary: int | None
+    mix: MixUse,
+    rows: bytes,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sequence_length: int,
+    vocabulary: int | None,
+    positions: int | None = None,
 ) -> tuple[tuple[Share, ...], list[Chat]]:
     """The chats of a mix, cut at `sequence_length` tokens, and what each dataset gives.
 
     Args:
         vocabulary: how many tokens the model knows, where config.json says it.
+        positions: how many of a text it is made for, where config.json says it.
 
     Raises:
         UsageError: the chat template refuses a row, a row has no answer of an assistant, nothing of any answer is left
-            when rows are cut, or the tokenizer gives a token that the model does not know.
+            when rows are cut, a row is longer than the model is made for, or the tokenizer gives a token that the model
+            does not know.
     """
     lines = iter(rows.splitlines())
     shares, chats = [], []
@@ -73,6 +85,13 @@ def read(
         raise UsageError(
             f"of the mix {mix.name} no answer begins within {sequence_length} tokens, so there is nothing to learn",
             remedy="set a larger sequence_length",
+        )
+    longest = max(len(chat.ids) for chat in chats)
+    if positions is not None and longest > positions:
+        raise UsageError(
+            f"a row of the mix {mix.name} has {longest} tokens, and the model is made for texts of {positions}",
+            where="sequence_length",
+            remedy=f"set sequence_length: {positions}, or less: longer rows are cut there",
         )
     largest = max(max(chat.ids) for chat in chats)
     if vocabulary is not None and largest >= vocabulary:
@@ -99,16 +118,52 @@ def sequences(chats: Sequence[Chat], *, longest: int, packing: bool) -> Dataset:
     return pack_dataset(found, longest, "bfd") if packing else found
 
 
-def schedule(settings: Train, count: int) -> list[int]:
-    """Which of `count` sequences is trained on when: a new order each epoch, up to the last step. Follows from the
-    seed alone, so that a run that goes on knows what it has seen."""
-    draw = random.Random(f"order {settings.seed}")
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which of `count` sequences is trained on when: a new order each epoch, `length` in all. Follows from the seed
+    alone, so that a run that goes on knows what it has seen."""
+
+    seed: int
+    count: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        draw = random.Random(f"order {self.seed}")
+        for begun in range(0, self.length, self.count):
+            yield from draw.sample(range(self.count), self.count)[: self.length - begun]
+
+
+def schedule(settings: Train, count: int) -> Schedule:
+    """The order of `count` sequences up to the last step.
+
+    Raises:
+        UsageError: there would be more than anybody can count.
+    """
     a_step = settings.batch_size * settings.gradient_accumulation
-    wanted = settings.max_steps * a_step if settings.max_steps else ceil(settings.epochs * count)
-    order: list[int] = []
-    while len(order) < wanted:
-        order += draw.sample(range(count), count)
-    return order[:wanted]
+    length = settings.max_steps * a_step if settings.max_steps else ceil(settings.epochs * count)
+    if length >= _MOST:
+        stated = "epochs" if settings.max_steps is None else "max_steps"
+        raise UsageError(f"{length} sequences would be trained on", where=stated, remedy=f"set fewer {stated}")
+    return Schedule(settings.seed, count, length)
+
+
+def amount(lengths: Sequence[int], order: Schedule, size: int) -> Amount:
+    """What goes through the model in batches of `size`. Of more than a million sequences the padding is that of the
+    first million."""
+    counted = padded = 0
+    drawn = iter(islice(order, _COUNTED))
+    while some := [lengths[each] for each in islice(drawn, size)]:
+        counted += len(some)
+        padded += len(some) * max(some)
+    return Amount(
+        sequences=len(order),
+        batches=-(-len(order) // size),
+        padded=padded * len(order) // counted,
+        largest=max(lengths) * min(size, len(order)),
+    )
 
 
 def steps_of(settings: Train, scheduled: int) -> int:

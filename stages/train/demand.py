@@ -2,7 +2,12 @@
 
     device        the frozen weights; the adapters with their gradients and the optimiser's state; and the larger of the
                   activations and what measuring takes, which reads one layer in BF16
-    activations   with checkpoints at every layer: the states before each, and all that one layer makes of them
+    activations   with checkpoints at every layer: the states before each, and the larger of what one layer makes of it
+                  and what the head does
+    head          the states that go in, with gradients in float32, and the logits of one tile, of at most 4096 tokens
+                  and 32768 words: trl has no more at a time (TOKEN_CHUNK_SIZE in trl/kernels/chunked_logprob.py,
+                  _CHUNKED_LOGPROB_CHUNK_SIZE in trl/trainer/utils.py; trl 1.16). On CUDA a kernel folds them where they
+                  are; on a CPU ten numbers are held for each (10.4 were measured, for 1024 tokens)
     products      of a step, for each token and each number of a matrix that it goes through: 2 to go forward, 2 to do
                   so again, 2 to go back; nothing is summed for frozen weights
 
@@ -20,13 +25,14 @@ import torch
 from registry import plan
 from registry.recipes import Train
 from stages.common import rates
-from stages.common.calibration import Batch
 from stages.common.checkpoint import Checkpoint
 from stages.common.machine import used_memory
-from stages.common.preflight import Demand
+from stages.common.preflight import Amount, Demand
 from stages.common.streaming import dtype_of
 from stages.train.answers import Answers
 
+TILE = (4096, 32768)
+"""Tokens and words whose logits trl's head makes at a time. A device gives room for all the words, be there fewer."""
 _AGAIN = 3
 """How often the products of a forward pass are computed in a step."""
 
@@ -36,18 +42,17 @@ def demand_of(
     settings: Train,
     *,
     steps: int,
-    batches: Sequence[Batch],
+    amount: Amount,
     reference: Sequence[Answers],
     device: torch.device,
 ) -> Demand:
     """What it takes to train `checkpoint`.
 
     Args:
-        batches: of all steps; their shapes count.
+        amount: what goes through the model in all steps.
         reference: what it is measured on.
     """
-    tokens = sum(batch.input_ids.numel() for batch in batches)
-    longest = max(batch.input_ids.numel() for batch in batches)
+    tokens, longest = amount.padded, amount.largest
     held = frozen(checkpoint, settings, device)
     training = plan.training(_model(checkpoint), _terms(settings), rank=settings.lora.rank)
     adapters = training.adapters // plan.LEARNING * 4
@@ -55,7 +60,8 @@ def demand_of(
     hidden = int(architecture.text["hidden_size"])
     inner = max(tensor.shape[-1] for name, tensor in checkpoint.tensors.items() if _is_down(checkpoint, name))
     in_layer = 12 * hidden + architecture.top_k * (3 * inner + 2 * hidden)
-    activations = longest * width * (architecture.layers * hidden + in_layer)
+    behind = longest * hidden * (2 * width + 4) + _tile(longest, int(architecture.text["vocab_size"]), device)
+    activations = longest * width * architecture.layers * hidden + max(longest * width * in_layer, behind)
     measured = max((batch.input_ids.numel() for batch in reference), default=0)
     states = sum(batch.input_ids.numel() for batch in reference) * hidden * width
     working = max(activations, training.streamed * width // 2 + measured * width * in_layer)
@@ -77,6 +83,14 @@ def demand_of(
         basis=f"{told}, and what it takes to make numbers of 4 bits is not counted; a disk of "
         f"{rates.said(rates.DISK_RATE, 'B')} is assumed",
     )
+
+
+def _tile(tokens: int, vocabulary: int, device: torch.device) -> int:
+    """Bytes of the logits that the head has at a time."""
+    rows, columns = min(tokens, TILE[0]), TILE[1]
+    if device.type == "cpu":
+        return rows * min(vocabulary, columns) * 4 * 10
+    return rows * columns * dtype_of(device).itemsize
 
 
 def frozen(checkpoint: Checkpoint, settings: Train, device: torch.device) -> int:

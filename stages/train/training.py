@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from registry.recipes import Train
+    from stages.train.data import Schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ def fit(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     sequences: Dataset,
-    order: Sequence[int],
+    order: Schedule | Sequence[int],
     steps: int,
     settings: Train,
     folder: Path,
@@ -83,8 +85,8 @@ def fit(
         run.measure()
     if run.stopped is None and kept.step < steps:
         a_step = settings.batch_size * settings.gradient_accumulation
-        left = sequences.select(order[kept.step * a_step :])
-        _train(model, tokenizer, left, settings, optimizer, run, packing=packing, device=device)
+        left = _Left(order, kept.step * a_step)
+        _train(model, tokenizer, sequences, left, settings, optimizer, run, packing=packing, device=device)
     return outcome(run.kept, settings, steps, run.stopped), dict(run.kept.best)
 
 
@@ -155,6 +157,20 @@ class _Run:
         self.watch.measured(point)
 
 
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What is left of an order after so many that are `done`; a sampler, as torch calls it."""
+
+    order: Schedule | Sequence[int]
+    done: int
+
+    def __len__(self) -> int:
+        return len(self.order) - self.done
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(self.order, self.done, None)
+
+
 def _why_stop(kept: Kept, settings: Train) -> str | None:
     if kept.losses and kept.losses[-1] is None:
         return f"at step {kept.step} the loss on the mix is no finite number"
@@ -165,6 +181,7 @@ def _train(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     sequences: Dataset,
+    left: _Left,
     settings: Train,
     optimizer: torch.optim.Optimizer,
     run: _Run,
@@ -176,13 +193,17 @@ def _train(
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
+    class InOrder(SFTTrainer):  # type: ignore[misc]
+        def _get_train_sampler(self, _: Any = None) -> _Left:
+            return left
+
     begun = run.kept.step
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate(begun + step, run.steps, float(settings.warmup))
     )
     _agree_on_tokens(model, tokenizer)
     with tempfile.TemporaryDirectory() as nothing:
-        trainer = SFTTrainer(
+        trainer = InOrder(
             model=model,
             args=SFTConfig(
                 output_dir=nothing,
@@ -193,7 +214,6 @@ def _train(
                 packing=packing,
                 max_length=None if not packing else settings.sequence_length,
                 dataset_kwargs={"skip_prepare_dataset": True},
-                train_sampling_strategy="sequential",
                 router_aux_loss_coef=0.0,  # what is learnt is what is measured: answers, nothing else
                 logging_steps=1,
                 logging_nan_inf_filter=False,  # a loss that is no number is to be seen

@@ -191,6 +191,9 @@ HOSTILE: list[tuple[Callable[[Path], object], str]] = [
     (lambda source: os.mkfifo(source / "extra.json"), "neither a file nor a folder"),
     (lambda source: (source / "-rf.json").write_text("{}"), "cannot be kept"),
     (lambda source: (source / "two\nlines.json").write_text("{}"), "cannot be kept"),
+    (lambda source: (source / "what?.json").write_text("{}"), "cannot be kept"),
+    (lambda source: (source / "turned\u202e.json").write_text("{}"), "cannot be kept"),
+    (lambda source: [(source / f"{each}.json").write_text("{}") for each in ("\xe9", "e\u0301")], "case"),
     (lambda source: (source / ("x" * 240 + ".json")).write_text("{}"), "cannot be kept"),
     (
         lambda source: (
@@ -229,6 +232,18 @@ def test_sub_folders_of_a_model_are_kept(store, tmp_path):
     (source / "1_Pooling/deep/config.json").write_text("{}")
     candidate = store.add("toy", source)
     assert (candidate.folder / "1_Pooling/deep/config.json").read_text() == "{}"
+    invariants.check(store.layout.root)
+
+
+def test_names_with_spaces_and_of_any_script_are_kept(store, tmp_path):
+    source = stores.checkpoint(tmp_path / "source")
+    names = ["read me (2).txt", "使用说明.txt", "Übersicht/größe 1.json", "[a] & b, c=d's.txt", "_.txt"]
+    for name in names:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("{}")
+    candidate = store.add("toy", source)
+    assert set(names) <= set(candidate.manifest.files)
+    assert all((candidate.folder / name).read_text() == "{}" for name in names)
     invariants.check(store.layout.root)
 
 

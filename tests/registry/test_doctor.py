@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gates.errors import UsageError
-from registry import doctor, fs, garbage, gc, judging, locks, promotion, removal, syscalls
+from registry import doctor, fs, garbage, gc, judging, locks, promotion, removal, syscalls, verify
 from registry.cli import app
 from registry.store import Store
 from tests.support import faults, stores, users
@@ -280,6 +280,34 @@ def test_a_candidate_that_vanished_is_a_hint_that_the_command_mends(store):
     assert "registry rm second" in told
     removal.remove(store, "second")
     assert "is gone" not in found(store)
+
+
+def test_a_candidate_that_is_removed_at_this_moment_is_no_damage(store, monkeypatch):
+    """Removed for real, at the moment between its listing and the look at it."""
+    look = verify.verify
+
+    def late(store: Store, name: str, *, full: bool) -> Any:
+        if name == "second":
+            removal.remove(store, "second")
+        return look(store, name, full=full)
+
+    monkeypatch.setattr(verify, "verify", late)
+    assert found(store, "damage") == "nothing is wrong"
+    assert store.names() == ["first"]
+
+
+@pytest.mark.parametrize(("module", "lists"), [(doctor, "_everything"), (garbage, "blobs")])
+def test_a_file_that_is_removed_at_this_moment_ends_nothing(store, module, lists, monkeypatch):
+    """A blob that nothing needs: removed for real, at the moment between its listing and the look at it."""
+    listed, blob = getattr(module, lists), store.layout.blob(store.put(b"nobody's"))
+
+    def late(of: Any) -> list[Path]:
+        paths = list(listed(of))
+        blob.unlink(missing_ok=True)
+        return paths
+
+    monkeypatch.setattr(module, lists, late)
+    assert found(store) == "nothing is wrong"
 
 
 def test_a_candidate_that_the_log_does_not_know_is_a_hint_that_promoting_or_adding_it_mends(store, tmp_path):

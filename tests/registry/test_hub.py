@@ -282,6 +282,14 @@ def test_a_private_repository_needs_the_token_that_the_client_finds_and_nobody_s
     assert not any(request.authorization for request in to_storage), "another host never sees the token"
 
 
+def test_names_with_spaces_and_of_any_script_come_along(site, files, run, tmp_path):
+    odd = {"read me (2).txt": b"read", "使用说明/größe%20#1.txt": b"it"}
+    site.repository("org/odd").commit(files | odd)
+    done = run("add", "odd", "hf://org/odd")
+    assert done.returncode == 0, done.stderr
+    assert {name: path.read_bytes() for name in odd for path in tmp_path.rglob(f"candidates/odd/model/{name}")} == odd
+
+
 def test_names_that_would_leave_the_folder_are_not_taken(site, files, run, tmp_path):
     site.repository("org/model").commit(files | {"sub/../../evil.json": b"{}"})
     assert run("add", "toy", "hf://org/model").returncode == 0

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gates.errors import BusyError, UsageError
+from gates.errors import BusyError, IntegrityError, UsageError
 from registry import devices, gc, leases, locks, output, ownership, removal
 from registry.devices import Memory, Process
 from registry.layout import Layout
@@ -95,6 +95,23 @@ def said(process: subprocess.Popen[str], *, expect: int) -> str:
     out, err = process.communicate(timeout=60)
     assert process.returncode == expect, out + err
     return out + err
+
+
+@pytest.mark.parametrize(
+    "plant", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")], ids=["a pipe", "a folder", "a device"]
+)
+@pytest.mark.parametrize("words", ["lease ls", "lease run --device cpu -- true", "rm small"])
+def test_what_stands_in_the_place_of_a_lock_is_not_waited_for_and_is_named(layout, tmp_path, plant, words):
+    stores.add(Store(layout), "small", tmp_path)
+    path = layout.lock("candidate-small") if words == "rm small" else layout.lease("cpu")
+    path.unlink(missing_ok=True)
+    plant(path)
+    command, *arguments = words.split(" -- ")
+    asked = registry(*command.split(), "--root", layout.root, *(["--", *arguments] if arguments else []))
+    if (words, plant) == ("rm small", os.mkfifo):  # where it locks as any file does
+        assert "removed" in said(asked, expect=0)
+    else:
+        assert f"mv {path}" in said(asked, expect=5)
 
 
 # one holder -----------------------------------------------------------------------------------------------------------
@@ -445,7 +462,7 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(layout, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("whole")
     layout.lease("cpu").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic links"), taken(layout):
+    with pytest.raises(IntegrityError, match="this is no file"), taken(layout):
         pass
     assert victim.read_text() == "whole"
 

@@ -18,6 +18,7 @@ from registry import plan as planning
 from registry.checkpoint import headers
 from registry.families import architecture_of, families
 from registry.plan import Card, Load, Model, Terms, demand, least_compression, of_config, of_tensors
+from registry.plan.view import record, render
 from registry.recipes import experts_kept
 from tests.support import real_configs, tiny
 from tests.support.tiny_configs import CONFIGS, MTP_KEYS
@@ -143,8 +144,25 @@ def test_what_is_streamed_is_the_largest_layer_or_the_head():
     assert to_train(small, "nf4").streamed == 100_000 * small.architecture.text["hidden_size"] * 2
 
 
+def test_what_cannot_be_quantised_is_said():
+    """GLM-4.5-Air's first layer is 10,944 wide: 85 blocks and a half."""
+    gate = "model.layers.0.mlp.gate_proj.weight"
+    room, load = Card(memory=80 * GIB, utilisation=Decimal("0.92"), overhead=GIB), Load(context=1024, sequences=1)
+    for config, uneven in ((real_configs.GLM_4_5_AIR, gate), (real_configs.QWEN3_30B_A3B, None)):
+        model = of_config(architecture_of(config))
+        for written in ("bf16", "fp8-block"):
+            found = planning.plan(model, room, load, Terms(format=written, mtp=True))
+            assert record(found)["uneven"] == uneven
+            said = f"{gate} is 10944 x 4096" in "\n".join(render(found, name="it"))
+            assert said == (uneven is not None and written == "fp8-block")
+
+
 def test_deepseek_and_glm_are_not_trained():
-    assert {family for family, each in families().items() if not each.trainable} == {"deepseek_v3", "glm4_moe"}
+    assert {family for family, each in families().items() if not each.trainable} == {
+        "deepseek_v3",
+        "glm4_moe",
+        "glm4_moe_lite",
+    }
     model = of_config(architecture_of(real_configs.DEEPSEEK_V3))
     assert planning.plan(model, card(80), ONE, Terms(format="bf16", mtp=True)).training == {}
 
@@ -296,7 +314,7 @@ def test_the_plan_says_what_training_takes(tmp_path):
     [
         (("./nowhere",), "no such folder"),
         (("nowhere.json",), "cannot be read"),
-        (("CONFIG", "--card", "many"), "--card 'many' is not a number"),
+        (("CONFIG", "--card", "many"), "--card 'many' is no size"),
         (("CONFIG", "--card", "-3"), "--card '-3'"),
         (("CONFIG", "--card", "NaN"), "--card 'NaN'"),
         (("CONFIG", "--utilisation", "92"), "not a share"),
@@ -307,6 +325,19 @@ def test_the_plan_says_what_training_takes(tmp_path):
 def test_bad_words_are_refused(config, words, says):
     _, error = said(5 if words == ("nowhere.json",) else 2, *(config if word == "CONFIG" else word for word in words))
     assert says in error
+
+
+def test_a_pipe_among_a_model_s_files_is_not_waited_for(tmp_path):
+    folder = tiny.make(tmp_path / "model", "qwen3_moe", fused=False)
+    os.mkfifo(folder / "more.safetensors")
+    assert "not a regular file" in said(5, str(folder))[1]
+
+
+@pytest.mark.parametrize(
+    ("written", "size"), [("24", 24 * GIB), ("24GiB", 24 * GIB), ("24 gib", 24 * GIB), ("24GB", 24 * 10**9)]
+)
+def test_a_card_is_written_with_a_unit_or_in_gib(config, written, size):
+    assert json.loads(said(0, config, "--card", written, "--overhead", "512MiB", "--json")[0])["card"] == size
 
 
 def test_an_absurd_number_of_experts_is_planned_or_refused_at_once(tmp_path):

@@ -300,6 +300,21 @@ def test_one_goes_on_from_a_lost_generation_by_an_override_with_a_reason(store, 
     assert promotion.promote(Store.open(store.layout.root), "fine").number == 4
 
 
+def test_one_goes_on_from_a_newest_generation_that_is_garbage_by_the_commands_that_its_error_names(store, text):
+    promotion.promote(store, "good", policy=text)
+    promotion.promote(store, "fine")
+    path = store.layout.generations("best") / "00000002.json"
+    path.unlink()
+    path.write_bytes(b"garbage")
+    with pytest.raises(IntegrityError, match="generation 2 of best") as caught:
+        promotion.promote(store, "good", override=True, reason="the disk lost it")
+    assert f"mv {path} /somewhere/else" in str(caught.value)
+    assert "registry promote NAME --channel best --override --reason" in str(caught.value)
+    path.unlink()
+    assert promotion.promote(store, "good", override=True, reason="the disk lost it").number == 3
+    assert Store.open(store.layout.root).candidate("best").name == "good"
+
+
 def test_a_generation_with_one_changed_letter_is_not_served(store, text):
     promotion.promote(store, "good", policy=text)
     path = store.layout.generations("best") / "00000001.json"

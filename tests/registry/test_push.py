@@ -847,6 +847,18 @@ def test_what_comes_back_can_be_sent_on_and_is_the_same(hub, store, run, tmp_pat
     assert {name for name in first if first[name] != second.get(name)} == {"README.md"}
 
 
+@pytest.mark.usefixtures("hub")
+def test_names_with_spaces_and_of_any_script_go_and_come_back(store, run, tmp_path):
+    source = stores.checkpoint(tmp_path / "odd", seed=5)
+    (source / "使用说明 (2)%20.txt").write_text("it")
+    store.add("odd", source)
+    done = run("push", "odd", TARGET, "--license", "mit", "--override", "--reason", "its names")
+    assert done.returncode == 0, done.stderr
+    fresh = Store.init(tmp_path / "fresh")
+    assert run("add", "odd", TARGET, root=fresh.layout.root).returncode == 0
+    assert fresh.candidate("odd").manifest.files == store.candidate("odd").manifest.files
+
+
 def test_hf_download_gives_the_same_bytes(hub, store, run, tmp_path):
     assert run("push", "v7b", TARGET).returncode == 0
     program = Path(sys.executable).with_name("hf")

@@ -755,6 +755,17 @@ def test_add_into_a_fresh_registry_gives_the_same_digests_lineage_and_verdict(pr
     assert received["source"] == target.removesuffix(":v1")
 
 
+def test_names_with_spaces_and_of_any_script_go_and_come_back(store, run, target, memory_path, tmp_path):
+    source = stores.checkpoint(tmp_path / "odd", seed=5)
+    (source / "使用说明 (2)%20.txt").write_text("it")
+    store.add("odd", source)
+    stores.judge(store, "odd", memory_path / "strict.yaml", right=10)
+    assert run("push", "odd", target).returncode == 0
+    fresh = Store.init(tmp_path / "fresh")
+    assert run("add", "odd", target, root=fresh.layout.root).returncode == 0
+    assert model(fresh, "odd") == model(store, "odd")
+
+
 @pytest.mark.usefixtures("sent")
 def test_wherever_an_add_is_interrupted_nothing_is_half_taken_and_running_it_again_finishes(
     proxy, store, run, target, tmp_path

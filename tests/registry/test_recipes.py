@@ -115,6 +115,12 @@ def test_a_recipe_is_read_with_exact_decimals_and_its_defaults(tmp_path):
     assert recipe.steps[0].prune.renormalize_router is None
 
 
+@pytest.mark.parametrize(("written", "size"), [("24", 24 * 2**30), ("24 GiB", 24 * 2**30), ("24GB", 24 * 10**9)])
+def test_a_card_is_written_as_plan_takes_it(tmp_path, written, size):
+    recipe = read(tmp_path, RECIPE.replace("format: fp8-block", f"card: {written}"))
+    assert recipe.steps[1].settings.card == size
+
+
 def test_the_last_candidate_has_the_recipe_s_name_and_those_on_the_way_their_step_s(tmp_path):
     recipe = read(tmp_path, RECIPE)
     assert [recipe.candidate_of(number) for number in range(4)] == ["v7b.prune", "v7b", "v7b", "v7b"]

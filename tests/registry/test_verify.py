@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from gates.errors import UsageError
+from registry import removal
+from registry import verify as verifying
 from registry.checkpoint.values import all_positive, holds_no_number
 from registry.cli import app
 from registry.manifests import Inputs
 from registry.store import Store
 from registry.tensors import DTYPES, read_header
-from registry.verify import verify, verify_records
+from registry.verify import Problem, verify, verify_records
 from tests.support import stores, users
 from tests.support.fp8 import fp8_checkpoint, write_fp8_checkpoint
 from tests.support.tiny import write_checkpoint, write_json, write_weights
@@ -348,6 +350,22 @@ def test_a_parent_whose_manifest_is_damaged_is_named(store):
         store.commit("child", inputs, write_checkpoint(folder / "model"))
     store.layout.manifest(parent).unlink()
     assert [problem.file for problem in verify_records(store, "child")] == [f"manifests/{parent}.json"]
+
+
+def test_a_candidate_that_is_removed_since_it_was_listed_keeps_none_of_the_others_from_being_verified(
+    store, tmp_path, monkeypatch
+):
+    store.add("gone", write_checkpoint(tmp_path / "gone", layers=1))
+    look = verifying.verify
+
+    def late(store: Store, name: str, *, full: bool) -> list[Problem]:
+        if name == "gone":
+            removal.remove(store, "gone")
+        return look(store, name, full=full)
+
+    monkeypatch.setattr(verifying, "verify", late)
+    run = CliRunner().invoke(app, ["verify", "--all", "--json", "--root", str(store.layout.root)])
+    assert (run.exit_code, json.loads(run.stdout)) == (0, {"toy": []})
 
 
 def test_what_somebody_left_among_the_candidates_keeps_none_from_being_verified(store):

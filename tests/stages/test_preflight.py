@@ -311,13 +311,13 @@ def test_memory_that_is_not_there_is_spoken_of_and_not_refused(place):
 
 
 @pytest.mark.parametrize("kind", ["quantize"])
-def test_a_stage_that_reads_no_mix_has_no_preflight(place, kind):
+def test_a_stage_without_a_preflight_says_so(place, kind):
     words = ["--root", str(place / "models"), "--preflight"]
     done = subprocess.run(
         [sys.executable, "-m", f"stages.{kind}", *words], cwd=PROJECT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert f"the {kind} stage reads no mix" in done.stderr
+    assert f"the {kind} stage has no preflight" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------- the same rows

@@ -36,7 +36,6 @@ from tests.support.whole import batches_of, chats
 
 PROJECT = Path(__file__).resolve().parents[2]
 KEEP = 4
-LAYOUTS = {"per expert": False, "fused": True}
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +66,13 @@ def choices_of(folder: Path, spool: Path, keep: int = KEEP, **settings: Any) -> 
     return [choice for choice in found if choice is not None]
 
 
-@pytest.fixture(scope="module", params=[f"{family}, {layout}" for family in whole.FAMILIES for layout in LAYOUTS])
+@pytest.fixture(scope="module", params=whole.MODELS)
 def made(request, tmp_path_factory) -> Made:
     family, layout = request.param.split(", ")
     place = tmp_path_factory.mktemp(family)
     more = {"num_local_experts": 8} if family == "mixtral" else {}
     mtp = family in whole.WITH_MTP
-    return pruned(tiny.make(place / "source", family, fused=LAYOUTS[layout], mtp=mtp, **more), place)
+    return pruned(tiny.make(place / "source", family, fused=whole.LAYOUTS[layout], mtp=mtp, **more), place)
 
 
 def pruned(source: Path, place: Path) -> Made:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -206,11 +206,11 @@ def test_packing_keeps_every_chat_whole_once_and_no_sequence_too_long(lengths):
 @given(count=st.integers(1, 30), epochs=st.integers(1, 4), seed=st.integers(0, 5))
 def test_each_epoch_has_every_sequence_once_in_an_order_of_its_own(count, epochs, seed):
     trained = Train(mix="m", reference="r", epochs=epochs, seed=seed)
-    order = data.schedule(trained, count)
+    order = list(data.schedule(trained, count))
     assert [sorted(order[first : first + count]) for first in range(0, len(order), count)] == [
         list(range(count))
     ] * epochs
-    assert order == data.schedule(trained, count)
+    assert order == list(data.schedule(trained, count))
     assert data.steps_of(trained, len(order)) == -(-len(order) // 8)
 
 
@@ -219,6 +219,31 @@ def test_a_part_of_an_epoch_and_a_number_of_steps_are_what_they_say():
     trained = Train(mix="m", reference="r", max_steps=7, batch_size=2, gradient_accumulation=3)
     assert len(data.schedule(trained, 4)) == 42
     assert data.steps_of(trained, 42) == 7
+
+
+@given(
+    lengths=st.lists(st.integers(1, 99), min_size=1, max_size=9),
+    trained=st.builds(Train, mix=st.just("m"), reference=st.just("r"), epochs=st.integers(1, 4)),
+    size=st.integers(1, 5),
+)
+def test_what_goes_through_the_model_is_counted_batch_by_batch(lengths, trained, size):
+    order = data.schedule(trained, len(lengths))
+    drawn = list(order)
+    batches = [[lengths[each] for each in drawn[at : at + size]] for at in range(0, len(drawn), size)]
+    found = data.amount(lengths, order, size)
+    assert (found.sequences, found.batches) == (len(drawn), len(batches))
+    assert found.padded == sum(len(batch) * max(batch) for batch in batches)
+    assert found.largest >= max(len(batch) * max(batch) for batch in batches)
+
+
+def test_a_training_that_would_never_end_is_counted_at_once_and_has_an_order():
+    order = data.schedule(Train(mix="m", reference="r", max_steps=2**40), 5)
+    assert data.amount([7, 8, 9, 1, 5], order, 1).padded == pytest.approx(2**43 * 6, rel=1e-5)
+    assert sorted(islice(order, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(UsageError, match="fewer max_steps"):
+        data.schedule(Train(mix="m", reference="r", max_steps=2**52), 5)
+    with pytest.raises(UsageError, match="fewer epochs"):
+        data.schedule(Train(mix="m", reference="r", epochs="1e20"), 5)
 
 
 def test_an_answer_is_judged_by_what_the_model_expects_after_the_token_before():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ ROOT = Path("models")
 """The root where neither --root nor the environment names one."""
 
 ROOT_VARIABLE = "SLUICE_ROOT"
+
+IN_CONTAINER = "/models"
+"""Where compose.yaml mounts the root."""
 
 FORMAT = 1
 
@@ -42,6 +46,12 @@ RECORDS = ("evidence", "verdicts", "retractions", "waivers")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def called_outside() -> str | None:
+    """In a container of compose.yaml: what the root is called outside, as .env says it, which may be relative to the
+    project's folder. None: this is no container."""
+    return os.environ.get("SLUICE_MODELS") if os.environ.get(ROOT_VARIABLE) == IN_CONTAINER else None
 
 
 @dataclass(frozen=True, slots=True)

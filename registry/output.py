@@ -14,9 +14,14 @@ from typing import Any, TextIO
 
 from gates.errors import SluiceError, UsageError
 from gates.units import size as size
+from registry.layout import IN_CONTAINER, called_outside
 
 INTERRUPTED = 130
 
+_PROJECT = "/work"
+"""Where compose.yaml mounts the project's folder, in which every container works."""
+_FOLDER = re.compile(r"(?<![\w./:~-])/(?:models|work)(?![\w-]|\.\w)")
+"""At the beginning of a path."""
 _USER = re.compile(r"(:/{1,2})[^/\s]*@")
 """Before an address's host. (A path that an address was taken for has one slash.)"""
 
@@ -31,7 +36,7 @@ def end_with(work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except SluiceError as error:
-        hint(f"error: {error}")
+        hint(f"error: {error}{_unseen(error.where or '')}")
         return error.exit_code
     except KeyboardInterrupt:
         hint("interrupted: what was finished is kept; run the same command again to go on")
@@ -84,6 +89,14 @@ def _heard(stream: TextIO) -> TextIO:
     )
 
 
+def _unseen(where: str) -> str:
+    """What to know of a file that was named, where the person who named it may see it and a container does not."""
+    path = os.path.normpath(os.path.join(_PROJECT, where.partition(",")[0]))  # noqa: PTH118 - no Path takes any text
+    if called_outside() is None or path.startswith((IN_CONTAINER, _PROJECT, "/run")) or os.path.exists(path):  # noqa: PTH110
+        return ""
+    return "\n  note: of this machine, a container sees only the project's folder and the registry"
+
+
 def _refused(error: OSError) -> UsageError:
     if isinstance(error, PermissionError) and error.filename:
         from registry.ownership import refusal
@@ -97,11 +110,14 @@ def _refused(error: OSError) -> UsageError:
 
 def remedy(error: OSError) -> str | None:
     """What to do about what the system refused, where one can tell."""
+    readonly = "this is mounted read-only: mount it so that it can be written, or name another folder"
+    if called_outside() is not None:
+        readonly = "a container can write to the registry alone: do this outside of containers"
     full = "free room on that disk (registry gc, registry df; df -i counts files), then run this again"
     return {
         errno.ENOSPC: full,
         errno.EDQUOT: full,
-        errno.EROFS: "this is mounted read-only: mount it so that it can be written, or name another folder",
+        errno.EROFS: readonly,
         errno.EACCES: "look at whose it is and what its owner allows (ls -ld), or run this as its owner",
         errno.EPERM: "look at whose it is and what its owner allows (ls -ld), or run this as its owner",
         errno.EIO: "the disk fails, or the network to it: look at the system's log; then registry verify --all",
@@ -111,7 +127,13 @@ def remedy(error: OSError) -> str | None:
 
 
 def hint(text: str) -> None:
-    """A line for people, on stderr. What people write before an address's host may be a password, and is not shown."""
+    """A line for people, on stderr. What people write before an address's host may be a password, and is not shown.
+
+    From a container it names folders as they are called outside, where it is read.
+    """
+    outside = called_outside()
+    if outside is not None:
+        text = _FOLDER.sub(lambda found: outside if found[0] == IN_CONTAINER else ".", text)
     sys.stderr.write(printable(_USER.sub(r"\1…@", text)) + "\n")
     sys.stderr.flush()
 

@@ -6,11 +6,7 @@ import os
 from pathlib import Path
 
 from gates.errors import UsageError
-from registry.layout import Layout
-
-IN_CONTAINER = Path("/models")
-"""Where compose.yaml mounts the registry. SLUICE_MODELS says there what that folder is called outside."""
-
+from registry.layout import Layout, called_outside
 
 REMOUNT = "the file system is mounted read-only: mount it so that it can be written, or name another folder"
 
@@ -33,25 +29,27 @@ def refusal(path: Path) -> UsageError | None:
     return None
 
 
-def explain(root: Path, path: Path, *, owner: tuple[int, int], ours: int, outside: str | None) -> UsageError:
+def explain(root: Path, path: Path, *, owner: tuple[int, int], ours: int, contained: bool) -> UsageError:
     """
     Args:
         path: what cannot be written: `root` or something in it.
         owner: whose it is, user and group.
         ours: as which user this process runs.
-        outside: in a container, what `root` is called outside.
+        contained: whether it runs in a container, whose user .env names.
     """
-    take_over = f"sudo chown -R $(id -u):$(id -g) {outside or root}"
+    take_over = f"sudo chown -R $(id -u):$(id -g) {root}"
     if owner[0] == 0:
         remedy = take_over
-    elif outside is not None and owner[0] != ours:
+    elif owner[0] == ours:
+        remedy = f"its mode forbids it: chmod u+rwX {path}"
+    elif contained:
         remedy = f"put SLUICE_UID={owner[0]} and SLUICE_GID={owner[1]} into .env, or take it over: {take_over}"
     else:
         remedy = f"run this as its owner, or take it over: {take_over}"
     return UsageError(
         f"the registry cannot be written: this belongs to user {owner[0]}{' (root)' if owner[0] == 0 else ''}, "
         f"and the process runs as user {ours}",
-        where=f"{path} (outside: {outside})" if outside else str(path),
+        where=str(path),
         remedy=remedy,
     )
 
@@ -60,8 +58,8 @@ def _refused(root: Path, path: Path) -> UsageError:
     state = path.stat()
     if os.statvfs(path).f_flag & os.ST_RDONLY:
         return UsageError("the registry cannot be written", where=str(path), remedy=REMOUNT)
-    outside = os.environ.get("SLUICE_MODELS") if root == IN_CONTAINER else None
-    return explain(root, path, owner=(state.st_uid, state.st_gid), ours=os.getuid(), outside=outside)
+    contained = called_outside() is not None
+    return explain(root, path, owner=(state.st_uid, state.st_gid), ours=os.getuid(), contained=contained)
 
 
 def note_for_containers(project: Path, root: Path) -> str | None:

@@ -118,6 +118,9 @@ def summary(outcomes: Sequence[Outcome]) -> int:
 def _read(project: Path, paths: Sequence[Path]) -> list[Line]:
     lines = []
     for path in paths:
+        if (project / path).is_fifo():
+            remedy = "save it to a file; a policy or the recipe of one stage may be a pipe"
+            raise UsageError("each step reads the recipe, and a pipe is read once", where=str(path), remedy=remedy)
         recipe = read_recipe(project / path)
         inside = (project / path).resolve()
         folder = project.resolve()

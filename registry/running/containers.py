@@ -4,16 +4,16 @@ Compose reads its own files (.env, overrides, anchors, profiles) and makes the c
 `docker compose run`, today and with the next compose.yaml. What happens to the container then (its lines, its exit
 code, its end) is the engine's to say.
 
-Each container carries a label with the registry's folder. So the next run finds and removes what an earlier one, that
-was killed, left; there is one run at a time in a registry. Services that a stage depends on, Compose starts; they are
-removed when no container that depends on them is left.
+Every registry has a Compose project of its own, whose name ends with a digest of the registry's folder. So runs in
+other registries, and `docker compose run` by hand, have other verifiers and take none away from each other; and
+whatever there is of the project, an earlier run left that was killed, for there is one run at a time in a registry.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from gates.errors import UsageError
 from registry import output
-from registry.layout import ROOT, ROOT_VARIABLE
-from registry.ownership import IN_CONTAINER
+from registry.layout import IN_CONTAINER, ROOT, ROOT_VARIABLE
 from registry.processes import end_with_parent
 from registry.running import following
 from registry.running.lines import Lines
@@ -36,18 +35,11 @@ from registry.running.plan import NETWORKED, Program, Task
 
 if TYPE_CHECKING:
     from docker import DockerClient
-    from docker.models.containers import Container
 
-LABEL = "sluice.run"
-"""On every container that this starts; its value is the registry's folder."""
-
-_ENGINE_ANSWERS = 60
 _LONGEST_STEP = 30 * 24 * 3600
 """Seconds."""
 _PYTHON = "/opt/sluice/bin/python"
-_FOLDER = re.compile(r"(?<![\w./:~-])/\w+(?![\w-]|\.\w)")
-"""At the beginning of a path."""
-_PROJECT, _SERVICE = "com.docker.compose.project", "com.docker.compose.service"
+_PROJECT = "com.docker.compose.project"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +61,10 @@ class Containers:
             UsageError: compose.yaml has no service for the task, its image is not built, it would run as somebody else,
                 or its recipe lies where no container sees it.
         """
-        from docker.errors import ImageNotFound
-
         service = _service(task)
         if service not in self.model["services"]:
             raise UsageError(f"compose.yaml has no service {service}", where=str(self.project / "compose.yaml"))
-        for each in (service, *self._needed(service)):
-            image = self._image(each)
-            try:
-                self.engine.images.get(image)
-            except ImageNotFound:
-                raise UsageError(
-                    f"the image of {each} is not built",
-                    where=image,
-                    remedy="make images; or --local, to run as processes of this machine",
-                ) from None
+        self._demand_images(service)
         user, owner = str(self.model["services"][service].get("user")).partition(":")[0], self.root.stat()
         if user.isdecimal() and int(user) != owner.st_uid:
             raise UsageError(
@@ -107,7 +88,7 @@ class Containers:
         """
         model = json.loads(_compose(self.project, None, "config", "--format", "json"))
         volumes = model["services"].get("registry", {}).get("volumes", [])
-        for mount in (each for each in volumes if each["target"] == str(IN_CONTAINER)):
+        for mount in (each for each in volumes if each["target"] == IN_CONTAINER):
             _agree(self.root, Path(_plain(mount["source"])), self.project)
 
     def run(self, task: Task, words: Sequence[str], say: Callable[[str], None]) -> int:
@@ -116,13 +97,13 @@ class Containers:
         Whatever leaves this call, the container is gone: on Ctrl-C it is stopped first.
 
         Raises:
-            UsageError: Compose cannot start it, or somebody else has removed it.
+            UsageError: Compose cannot start it, or somebody else has removed it or its image.
         """
-        service = _service(task)
-        name = f"{self.model['name']}-{service}-{secrets.token_hex(4)}"
-        lines = Lines(lambda line: say(self._named_outside(line, service)))
+        name = f"{self._apart}-{_service(task)}-{secrets.token_hex(4)}"
+        lines = Lines(say)
         try:
             with following.in_our_words():
+                self._demand_images(_service(task))  # Compose would build what was removed meanwhile, unasked
                 _compose(self.project, self.root, *self._start(task, name, words))
                 container = self.engine.containers.get(name)
                 following.follow(container, lines)
@@ -156,15 +137,14 @@ class Containers:
         }
 
     def remove(self) -> int:
-        """Stops and removes what runs of this registry started, and services that were started for them; how many."""
+        """Stops and removes what runs of this registry started, with networks and volumes; how many containers."""
+        mine = {"label": f"{_PROJECT}={self._apart}"}
         with undisturbed(), following.in_our_words():
-            found = self.engine.containers.list(all=True, filters={"label": f"{LABEL}={self.root}"})
+            found = self.engine.containers.list(all=True, filters=mine, sparse=True)
             for container in found:
                 following.remove(container)
-            for service in {each for name in self.model["services"] for each in self._needed(name)}:
-                if not any(self._containers(user) for user in self._users(service)):
-                    for container in self._containers(service, ended=True):
-                        following.remove(container)
+            for each in (*self.engine.networks.list(filters=mine), *self.engine.volumes.list(filters=mine)):
+                following.discard(each)
             return len(found)
 
     def leave(self, say: Callable[[str], None]) -> None:
@@ -174,22 +154,35 @@ class Containers:
         except UsageError as error:
             say(f"a container may be left, which the next run removes: {error.what}")
 
-    def _named_outside(self, line: str, service: str) -> str:
-        """A line from a container of the service, with folders as this machine calls them."""
-        mounts = self.model["services"][service].get("volumes", [])
-        names = {each["target"]: _plain(each["source"]) for each in mounts if each["type"] == "bind"}
-        return _FOLDER.sub(lambda found: names.get(found[0], found[0]), line)
+    @property
+    def _apart(self) -> str:
+        """The name of this registry's Compose project."""
+        return f"{self.model['name']}-{hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]}"
 
     def _start(self, task: Task, name: str | None, words: Sequence[str]) -> list[str]:
         """The words after `docker compose`."""
-        command = ["run", "--detach", "--no-TTY", "--interactive=false"]
-        command += ["--name", name, "--label", f"{LABEL}={self.root}"] if name else []
+        command = ["--project-name", self._apart] if name else []
+        command += ["run", "--detach", "--no-TTY", "--interactive=false", *(("--name", name) if name else ())]
         if task.freezes:
             command += ["--entrypoint", f"{_PYTHON} -P -m stages.{task.kind} --freeze"]
         return [*command, _service(task), *words]
 
     def _image(self, service: str) -> str:
-        return str(self.model["services"][service].get("image") or f"{self.model['name']}-{service}")
+        return str(self.model["services"][service].get("image") or f"{self._apart}-{service}")
+
+    def _demand_images(self, service: str) -> None:
+        from docker.errors import ImageNotFound
+
+        for each in (service, *self._needed(service)):
+            image = self._image(each)
+            try:
+                self.engine.images.get(image)
+            except ImageNotFound:
+                raise UsageError(
+                    f"the image of {each} is not built",
+                    where=image,
+                    remedy="make images; or --local, to run as processes of this machine",
+                ) from None
 
     def _needed(self, service: str) -> list[str]:
         """The services that must run before `service` does."""
@@ -197,13 +190,6 @@ class Containers:
         for each in self.model["services"].get(service, {}).get("depends_on", {}):
             found += [each, *self._needed(each)]
         return list(dict.fromkeys(found))
-
-    def _users(self, service: str) -> list[str]:
-        return [name for name in self.model["services"] if service in self._needed(name)]
-
-    def _containers(self, service: str, *, ended: bool = False) -> list[Container]:
-        labels = [f"{_PROJECT}={self.model['name']}", f"{_SERVICE}={service}"]
-        return list(self.engine.containers.list(all=ended, filters={"label": labels}))
 
 
 def opened(root: Path, project: Path) -> Containers:
@@ -217,21 +203,7 @@ def opened(root: Path, project: Path) -> Containers:
         raise UsageError("there is no compose.yaml", where=str(project), remedy="start this in the project's folder")
     if shutil.which("docker") is None:
         raise UsageError("Docker is not installed", remedy="install Docker with its Compose plugin; or --local")
-    try:
-        import docker
-        from requests import RequestException
-    except ImportError:
-        raise UsageError("the Python package docker is not installed", remedy="make envs; or --local") from None
-    try:
-        engine = docker.from_env(timeout=_ENGINE_ANSWERS)
-        engine.ping()
-    # the last three are of an address, or a configuration, that is none
-    except (docker.errors.DockerException, RequestException, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"no container engine answers: {following.reason(error)}",
-            remedy="start Docker, or join the group that may use it (`docker info` says more; DOCKER_HOST and "
-            "DOCKER_CONTEXT name an engine); or --local",
-        ) from None
+    engine = following.connected()
     _refuse_owner(root)
     model = json.loads(_compose(project, root, "--profile", "*", "config", "--format", "json"))
     return Containers(root, project, engine, model)
@@ -330,10 +302,12 @@ def _compose(project: Path, root: Path | None, *words: str) -> str:
                 compose.communicate()
             raise
     if compose.returncode:
-        last = "; ".join(said.strip().splitlines()[-3:]) or f"it ends with {compose.returncode}"
+        told = [line for line in said.splitlines() if line.strip() and not line.startswith(" ")]  # but for its progress
+        last = "; ".join(told[-3:]) or f"it ends with {compose.returncode}"
         remedy = (
             "see `docker info` and `docker compose config`; without the plugin: install Docker Compose "
             "(docs.docker.com/compose/install)"
         )
-        raise UsageError(f"Docker Compose refuses: {last}", where=str(project / "compose.yaml"), remedy=remedy)
+        what = "refuses" if compose.returncode > 0 else "was killed"
+        raise UsageError(f"Docker Compose {what}: {last}", where=str(project / "compose.yaml"), remedy=remedy)
     return out

@@ -1,22 +1,60 @@
-"""The container of a step, through the engine's API: what it writes is handed on, and in the end it is removed."""
+"""The engine, through its API: what the container of a step writes is handed on, and in the end it is removed."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from gates.errors import UsageError
 from registry.running.lines import Lines
 
 if TYPE_CHECKING:
+    from docker import DockerClient
     from docker.models.containers import Container
+    from docker.models.networks import Network
+    from docker.models.volumes import Volume
 
 SECONDS_TO_END = 15
 _ENGINE_STARTS = 15
+_ENGINE_ANSWERS = 60
 _LOOK = 0.5
 """Seconds."""
+_ENGINE = (
+    "start Docker, or join the group that may use it (`docker info` says more; DOCKER_HOST and DOCKER_CONTEXT name an "
+    "engine); or --local"
+)
+
+
+def connected() -> DockerClient:
+    """The engine that the command docker talks to, for Compose does: DOCKER_HOST, DOCKER_CONTEXT, `docker context use`.
+
+    Raises:
+        UsageError: it does not answer.
+    """
+    try:
+        import docker
+        from requests import RequestException
+    except ImportError:
+        raise UsageError("the Python package docker is not installed", remedy="make envs; or --local") from None
+    # the package finds no context where there is no config.json, and takes the usual engine for one that is not there
+    ask = ["docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}"]
+    asked = subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise UsageError(f"the command docker names no engine: {reason(asked.stderr)}", remedy=_ENGINE)
+    host = asked.stdout.strip()
+    try:
+        # of another address the package reads the context's certificates too
+        there = os.environ | ({"DOCKER_HOST": host} if host.startswith("unix:") else {})
+        engine = docker.from_env(timeout=_ENGINE_ANSWERS, environment=there)
+        engine.ping()
+    # the last three are of an address, or a configuration, that is none
+    except (docker.errors.DockerException, RequestException, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"no container engine answers: {reason(error)}", remedy=_ENGINE) from None
+    return engine
 
 
 def follow(container: Container, lines: Lines) -> None:
@@ -62,6 +100,14 @@ def remove(container: Container) -> None:
             raise
 
 
+def discard(left: Network | Volume) -> None:
+    """Removes it, unless somebody else's container uses it."""
+    from docker.errors import APIError
+
+    with suppress(APIError):
+        left.remove()
+
+
 @contextmanager
 def in_our_words() -> Iterator[None]:
     """
@@ -84,5 +130,5 @@ def in_our_words() -> Iterator[None]:
         ) from None
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception | str) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

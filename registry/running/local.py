@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gates.errors import UsageError
-from registry import ownership, serving
+from registry import serving
 from registry.processes import end_with_parent
 from registry.running.lines import Lines
 from registry.running.plan import Task
@@ -93,11 +93,6 @@ class Processes:
     def _python(self, task: Task) -> Path:
         assert task.program is not None
         python = self.project / task.program.environment / "bin" / "python"
-        if self.root.absolute() == ownership.IN_CONTAINER and "SLUICE_MODELS" in os.environ:
-            raise UsageError(
-                "in a container there is neither an engine nor the environments of the stages",
-                remedy="start `registry run` outside of containers",
-            )
         if not python.exists():
             raise UsageError(
                 f"the environment for {task.kind} is not installed",

@@ -8,6 +8,7 @@ from typing import Literal
 
 from gates.errors import UsageError
 from registry import output
+from registry.layout import called_outside
 from registry.running.containers import Containers, opened
 from registry.running.local import Processes
 from registry.running.plan import Line
@@ -25,6 +26,11 @@ def placed(root: Path, project: Path, lines: Sequence[Line], where: Where | None
     stages = [task for line in lines for task in line.tasks if task.program]
     local = Processes(root, project, unsafe)
     place: Place = local
+    if stages and called_outside() is not None:
+        raise UsageError(
+            "in a container there is neither an engine nor the environments of the stages",
+            remedy="start `registry run` outside of containers",
+        )
     if unsafe and where == "containers":
         raise UsageError("--unsafe-local-execution is for --local", remedy="leave it out: containers have a verifier")
     if where != "local" and not unsafe:

@@ -107,7 +107,9 @@ class _Verifier:
             if turn.done() and not gone.done() and not self.stopping:
                 writer.write(protocol.RUNNING + b"\n")
                 await writer.drain()
-                writer.write(await self._run(execution, gone))
+                answer = await self._run(execution, gone)
+                if not self.stopping:  # a program that was ended for that has not failed: it is to be run again
+                    writer.write(answer)
                 await writer.drain()
         finally:
             gone.cancel()

@@ -89,9 +89,17 @@ class Compose:
         return json.loads(self.run("registry", *words, "--json").stdout)
 
     def containers(self) -> list[str]:
-        """Every container of this project, running or not."""
-        command = ["docker", "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={self.name}"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        """Every container of this project and of what `registry run` makes of it, running or not."""
+        return self._ours("ps", "--all", of=self.name)
+
+    def left(self) -> list[str]:
+        """The containers, volumes and networks that `registry run` has not taken away."""
+        return [each for kind in (("ps", "--all"), ("volume", "ls"), ("network", "ls")) for each in self._ours(*kind)]
+
+    def _ours(self, *words: str, of: str | None = None) -> list[str]:
+        line = f'{{{{.Label "com.docker.compose.project"}}}} {{{{.{"ID" if words[0] == "ps" else "Name"}}}}}'
+        told = subprocess.run(["docker", *words, "--format", line], capture_output=True, text=True, check=True).stdout
+        return [each.split()[1] for each in told.splitlines() if each.startswith(of or f"{self.name}-")]
 
     def empty_registry(self, owner: int = UID) -> None:
         """As in a fresh clone: a folder with its .gitignore and nothing else."""
@@ -121,7 +129,8 @@ def compose(project: Path) -> Iterator[Compose]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"COMPOSE_PROJECT_NAME": f"sluice-test-{os.getpid()}", "SLUICE_PORT": str(port), "HF_TOKEN": TOKEN}
+    name = f"sluice-test-{os.getpid()}"
+    settings = {"COMPOSE_PROJECT_NAME": name, "SLUICE_IMAGES": name, "SLUICE_PORT": str(port), "HF_TOKEN": TOKEN}
     # a registry of the user's own must stay out of this
     others = {key: value for key, value in os.environ.items() if not key.startswith(("SLUICE_", "COMPOSE_"))}
     made = Compose(folder, others | settings)
@@ -133,5 +142,5 @@ def compose(project: Path) -> Iterator[Compose]:
     finally:
         made("down", "--timeout", "20", "--volumes")
         made.own(folder, os.getuid())
-        made("down", "--rmi", "local")
+        made("down", "--rmi", "all")
         shutil.rmtree(place)

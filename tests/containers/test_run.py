@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -148,9 +149,23 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(place: Compose) -> None
     running.kill()
     running.communicate()
     done = place.registry("run", _recipe(place, CUT, name="next", compression="0.5"))
-    assert "removed 1 container that an earlier run left behind" in done.stderr
-    assert place.containers() == []
+    assert "removed 2 containers that an earlier run left behind" in done.stderr
+    assert place.left() == []
     place.registry("verify", "next")
+
+
+def test_a_run_has_a_verifier_of_its_own_and_takes_none_away(place: Compose) -> None:
+    """That of a person, or of a run in another registry, stays as long as they need it."""
+    place("up", "--detach", "verifier")
+    (theirs,) = _inspect(*place.containers())
+    with _started(place, _recipe(place, ONE, name="own", step=FIRST["eval"])):
+        ours = _until(partial(_of_service, place, "eval"))
+    sockets = [mount["Name"] for each in (ours, theirs) for mount in each["Mounts"] if mount["Type"] == "volume"]
+    assert len(set(sockets)) == 2
+    assert place.containers() == [theirs["Id"][:12]], "and none is left of the run's"
+    assert place.left() == []
+    assert _inspect(theirs["Id"])[0]["State"]["Running"]
+    place("rm", "--force", "--stop")
 
 
 def test_an_engine_that_is_started_again_costs_no_line_and_one_that_is_gone_not_the_table(place: Compose) -> None:
@@ -192,6 +207,23 @@ def test_a_step_that_fails_ends_its_recipe_alone_and_leaves_no_container(place: 
     assert place.containers() == []
 
 
+def test_an_image_that_is_removed_meanwhile_is_not_built_again_unasked(place: Compose) -> None:
+    image, kept = f"{place.name}-quantize", f"{place.name}-quantize:kept"
+    running = place.started("run", _recipe(place, CUT, name="bereft", compression="0.5"))
+    _until(place.left)
+    subprocess.run(["docker", "tag", image, kept], check=True)
+    subprocess.run(["docker", "rmi", image], check=True, capture_output=True)
+    try:
+        out, said = running.communicate(timeout=90)
+    finally:
+        subprocess.run(["docker", "tag", kept, image], check=True)
+        subprocess.run(["docker", "rmi", kept], check=True, capture_output=True)
+    assert running.returncode == 2
+    assert out.splitlines()[1].endswith("the image of quantize is not built")
+    assert "make images" in said
+    assert place.left() == []
+
+
 def test_the_plan_names_image_user_mounts_and_command_and_starts_nothing(place: Compose) -> None:
     recipe = _recipe(place, CUT, name="planned", compression="0.5")
     before = sorted(place.models.rglob("*"))
@@ -208,7 +240,7 @@ def test_it_is_told_what_is_missing_and_what_to_do(place: Compose) -> None:
     outside.write_text(CUT.format(name="outside", compression="0.5"))
     assert "put it into recipes/" in place.registry("run", str(outside), "--containers", expect=2).stderr
     recipe = _recipe(place, CUT, name="unbuilt", compression="0.5")
-    others = Compose(place.project, place.environment | {"COMPOSE_PROJECT_NAME": "sluice-unbuilt"})
+    others = Compose(place.project, place.environment | {"SLUICE_IMAGES": "sluice-unbuilt"})
     assert "make images" in others.registry("run", recipe, "--containers", expect=2).stderr
     elsewhere = Compose(place.project, place.environment | {"SLUICE_MODELS": "./elsewhere"})
     for word in ("--containers", "--dry-run"):
@@ -219,6 +251,22 @@ def test_it_is_told_what_is_missing_and_what_to_do(place: Compose) -> None:
     finally:
         place.own(place.models, UID)
     assert "belongs to user 4321" in told
+
+
+def test_it_asks_the_engine_that_the_command_docker_asks(place: Compose) -> None:
+    """Compose is a part of that command. A context works without a config.json, and there may be none of a name."""
+    recipe = _recipe(place, ONE, name="asked", step=FIRST["prune"])
+    folder = place.project / "docker"
+    configured = place.environment | {"DOCKER_CONFIG": str(folder)}
+    create = ["docker", "context", "create", "elsewhere", "--docker", "host=unix:///nowhere/docker.sock"]
+    subprocess.run(create, env=configured, check=True, capture_output=True)
+    place.own(folder, UID)
+    words = ("run", recipe, "--dry-run", "--containers")
+    Compose(place.project, configured).registry(*words)
+    for context, said in (("elsewhere", "no container engine answers"), ("none", "names no engine: context")):
+        other = Compose(place.project, configured | {"DOCKER_CONTEXT": context})
+        assert said in other.registry(*words, expect=2).stderr
+    shutil.rmtree(folder)
 
 
 def test_in_a_container_it_says_to_start_it_outside(place: Compose) -> None:
@@ -259,7 +307,8 @@ def _lines(place: Compose) -> str:
 
 def _settings(container: dict[str, Any]) -> dict[str, Any]:
     """Everything that says what a container may do and what it sees; what is said of it to people (SLUICE_MODELS, here
-    a whole path) is not of that kind."""
+    a whole path) is not of that kind, nor is the name of the run's own project."""
+    container = json.loads(re.sub(r"(sluice-test-\d+)-[0-9a-f]{8}(?![0-9a-f])", r"\1", json.dumps(container)))
     config = {key: container["Config"].get(key) for key in ALIKE}
     config["Env"] = sorted(each for each in config["Env"] if not each.startswith("SLUICE_MODELS="))
     mounts = sorted(container["Mounts"], key=lambda mount: mount["Destination"])

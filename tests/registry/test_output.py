@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gates.errors import UsageError
+from registry import output
 from registry.store import Store
 from tests.support import stores
 
@@ -137,3 +139,43 @@ def test_a_channel_that_is_damaged_keeps_nobody_from_looking_at_candidates(root:
     assert "toy" in printed
     assert "the channel best is damaged" in said
     assert "to do: restore it from a backup" in said
+
+
+@pytest.fixture
+def contained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_ROOT", "/models")
+    monkeypatch.setenv("SLUICE_MODELS", "/home/anna/big $1")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("where: /models/candidates/a", "where: /home/anna/big $1/candidates/a"),
+        ('{"where": "/work/recipes/a.yaml"}', '{"where": "./recipes/a.yaml"}'),
+        ("looked in /models, and in /work.", "looked in /home/anna/big $1, and in .."),
+        ("(/models) '/work'", "(/home/anna/big $1) '.'"),
+        *(
+            (text, text)
+            for text in ("http://host/models/a", "GET /v1/models", "/workers /models.old /models-2 ~/work/a")
+        ),
+        *((text, text) for text in ("/run/verifier/verifier.sock", "../work/a", "a/work/b", "no folder")),
+    ],
+)
+@pytest.mark.usefixtures("contained")
+def test_what_a_container_says_of_folders_is_told_as_they_are_called_outside(capsys, line: str, told: str):
+    output.hint(line)
+    assert capsys.readouterr().err == f"{told}\n"
+
+
+@pytest.mark.usefixtures("contained")
+def test_a_container_that_was_told_of_a_file_that_it_cannot_see_says_so(capsys):
+    told = {}
+    for where in ("/home/anna/r.yaml", "../r.yaml, name", "/work/r.yaml", "/models/x", "/usr", "hf://a/b", "r.yaml"):
+        error = UsageError("there is no such file", where=where)
+
+        def fail(error: UsageError = error) -> None:
+            raise error
+
+        assert output.end_with(fail) == 2
+        told[where] = "sees only the project's folder" in capsys.readouterr().err
+    assert [where for where, noted in told.items() if noted] == ["/home/anna/r.yaml", "../r.yaml, name"]

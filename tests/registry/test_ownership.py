@@ -61,20 +61,20 @@ def test_nothing_is_written_where_there_is_no_compose_file(project: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("owner", "outside", "words"),
+    ("owner", "contained", "words"),
     [
-        ((0, 0), "./models", ["(root)", "user 1234", "outside: ./models", "sudo chown -R $(id -u):$(id -g) ./models"]),
-        ((0, 0), None, ["sudo chown -R $(id -u):$(id -g) /models"]),
-        ((7, 8), "./models", ["SLUICE_UID=7 and SLUICE_GID=8 into .env"]),
-        ((7, 8), None, ["run this as its owner", "sudo chown -R $(id -u):$(id -g) /models"]),
-        ((1234, 8), "./models", ["run this as its owner", "./models"]),
+        ((0, 0), True, ["(root)", "user 1234", "/models/blobs", "sudo chown -R $(id -u):$(id -g) /models"]),
+        ((0, 0), False, ["sudo chown -R $(id -u):$(id -g) /models"]),
+        ((7, 8), True, ["SLUICE_UID=7 and SLUICE_GID=8 into .env"]),
+        ((7, 8), False, ["run this as its owner", "sudo chown -R $(id -u):$(id -g) /models"]),
+        ((1234, 8), True, ["chmod u+rwX /models/blobs"]),
     ],
 )
 def test_the_refusal_says_whose_it_is_and_what_mends_it(
-    owner: tuple[int, int], outside: str | None, words: list[str]
+    owner: tuple[int, int], contained: bool, words: list[str]
 ) -> None:
     root = Path("/models")
-    said = str(ownership.explain(root, root / "blobs", owner=owner, ours=1234, outside=outside))
+    said = str(ownership.explain(root, root / "blobs", owner=owner, ours=1234, contained=contained))
     for word in words:
         assert word in said
 

@@ -24,7 +24,7 @@ from registry.commands.running import table
 from registry.judging import read_policy
 from registry.recipes import read_recipe
 from registry.running import Outcome, checks, planned, records, run, summary
-from registry.running.containers import Containers, _agree
+from registry.running.containers import _agree
 from registry.running.lines import Lines
 from registry.running.local import Processes
 from registry.running.plan import KINDS, Task, tasks
@@ -171,6 +171,12 @@ def test_what_a_recipe_names_and_is_not_there_is_said_before_anything_starts(sto
     for word in words:
         assert word in str(caught.value)
     assert not Path("started").exists()
+
+
+def test_a_recipe_that_only_one_step_could_read_is_refused_before_anything_starts(store, project):
+    os.mkfifo(project / "recipes" / "pipe")
+    with pytest.raises(UsageError, match="a pipe is read once"):
+        planned(store.layout.root, project, [Path("recipes/pipe")])
 
 
 def test_a_public_set_that_was_not_fetched_is_named_before_anything_starts(store, project):
@@ -419,11 +425,13 @@ def test_whoever_leaves_the_terminal_finds_no_stage_left_and_no_gate_failed(stor
         os.close(terminal)
 
 
-def test_a_closed_registry_is_told_apart_from_a_missing_environment_in_a_container(project, monkeypatch):
+def test_in_a_container_it_is_no_missing_environment_that_is_told(store, project, monkeypatch, capsys):
     monkeypatch.setenv("SLUICE_MODELS", "./models")
+    monkeypatch.setenv("SLUICE_ROOT", "/models")
     with pytest.raises(UsageError, match="neither an engine nor the environments") as caught:
-        Processes(Path("/models"), project).check(task(project))
+        planned(store.layout.root, project, [Path("recipes/mine.yaml")])
     assert "outside of containers" in str(caught.value)
+    assert capsys.readouterr().err == "", "that there is no engine is not said on the way"
 
 
 def test_the_verifier_less_flag_is_for_evaluations_on_this_machine_alone(store, project):
@@ -525,31 +533,6 @@ def test_progress_is_told_beside_the_bar_with_its_unit_and_what_is_left():
 def test_a_preflight_is_told_in_a_line_and_its_warnings():
     report = json.loads('{"what": "preflight a", "change": "12 of 16 experts stay", "warnings": ["memory is short"]}')
     assert told(report) == ["preflight a: 12 of 16 experts stay", "warning: memory is short"]
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("where: /models/candidates/a", "where: /home/anna/big $1/candidates/a"),
-        ('{"where": "/work/recipes/a.yaml"}', '{"where": "/home/anna/sluice/recipes/a.yaml"}'),
-        ("looked in /models, and in /work.", "looked in /home/anna/big $1, and in /home/anna/sluice."),
-        ("(/models) '/work'", "(/home/anna/big $1) '/home/anna/sluice'"),
-        *(
-            (text, text)
-            for text in ("http://host/models/a", "GET /v1/models", "/workers /models.old /models-2 ~/work/a")
-        ),
-        *((text, text) for text in ("/run/verifier/verifier.sock", "../work/a", "a/work/b", "no folder")),
-    ],
-)
-def test_what_a_container_says_of_folders_is_told_as_this_machine_calls_them(tmp_path, line, told):
-    """Compose writes a $ twice."""
-    volumes = [
-        {"type": "bind", "source": "/home/anna/big $$1", "target": "/models"},
-        {"type": "bind", "source": "/home/anna/sluice", "target": "/work"},
-        {"type": "volume", "source": "verifier", "target": "/run/verifier"},
-    ]
-    containers = Containers(tmp_path, tmp_path, None, {"services": {"eval": {"volumes": volumes}}})
-    assert containers._named_outside(line, "eval") == told
 
 
 def test_a_registry_that_nobody_chose_gives_way_to_the_one_of_env(tmp_path, monkeypatch):

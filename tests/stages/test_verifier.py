@@ -303,13 +303,15 @@ def test_it_ends_with_the_harness_and_takes_its_programs_along():
     assert not _alive(program)
 
 
-def test_a_verifier_killed_in_the_middle_comes_back_and_only_the_program_it_ran_is_run_again():
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_verifier_ended_in_the_middle_comes_back_and_only_the_program_it_ran_is_run_again(how: signal.Signals):
+    """However it is ended (Ctrl-C in a terminal reaches it too): of the program that it ran then it says nothing."""
     slow = Execution("python", "import time\ndef f(): time.sleep(1); return 'slow'", "f", ((),))
 
     async def harness() -> list[Result]:
         async with verifier(Settings(None)) as run:
             asked = [asyncio.ensure_future(run(each)) for each in (slow, *[hostile.INNOCENT["python"]] * 5)]
-            os.kill(await _running(), signal.SIGKILL)
+            os.kill(await _running(sleeping=True), how)
             return await asyncio.gather(*asked)
 
     first, *others = asyncio.run(harness())

@@ -109,7 +109,10 @@ class _Client:
                 deaths += began
             if deaths == 2:
                 return Result("failed", detail="the verifier died while it ran this, twice")
-        raise UnavailableError("the verifier hangs up on every request", remedy="look at its log")
+        raise UnavailableError(
+            "the verifier hangs up on every request",
+            remedy="see what its container says (docker ps --all --filter name=verifier; docker logs)",
+        )
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -144,7 +147,8 @@ class _Client:
                     raise UnavailableError(
                         f"no verifier answers: {type(error).__name__}: {error}",
                         where=str(socket),
-                        remedy="see whether its container runs: docker compose ps verifier",
+                        remedy="see whether its container runs (docker ps --all --filter name=verifier) and what it "
+                        "says (docker logs), then run this again",
                     ) from None
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)

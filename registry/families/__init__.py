@@ -69,5 +69,14 @@ def families() -> dict[str, Family]:
 
 
 def _inherited(table: dict[str, Any], tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """`table` over the one that it is `like`."""
-    return {**tables[table["like"]], **table} if "like" in table else table
+    """`table` over the one that it is `like`, whose tensors it has too, but for those that it is `without`."""
+    if "like" not in table:
+        return table
+    base, without = tables[table["like"]], set(table.get("without", ()))
+    unknown = without.difference(*(group["shapes"] for group in base["tensors"]))
+    assert not unknown, f"{table['model_type']}: {table['like']} has no {', '.join(sorted(unknown))}"
+    inherited = (
+        group | {"shapes": {name: sizes for name, sizes in group["shapes"].items() if name not in without}}
+        for group in base["tensors"]
+    )
+    return {**base, **table, "tensors": [*inherited, *table.get("tensors", ())]}

@@ -148,9 +148,15 @@ def architecture(family: Family, config: dict[str, Any], *, where: str | None = 
     """`family` with the numbers of `config`.
 
     Raises:
-        UsageError: a number is missing or absurd.
+        UsageError: a number is missing or absurd, or config.json states what is not known of this family.
     """
     text, vision = _section(config, family.text, where), _section(config, "vision_config", where)
+    for key, value in family.must.items():
+        if text.get(key) not in (None, value):
+            raise UsageError(
+                f"config.json: {key} is {text[key]!r:.40}, and of {family.model_type} only {value!r} is known",
+                where=where,
+            )
     keys = family.keys
     experts = next((key for key in keys.experts if type(text.get(key)) is int), keys.experts[0])
     plain = Numbers(text=text, vision=vision, defaults=family.defaults, computed={}, where=where)
@@ -171,7 +177,7 @@ def architecture(family: Family, config: dict[str, Any], *, where: str | None = 
     )
     sites: dict[str, list[Site]] = defaultdict(list)
     for template in family.templates:
-        if all(_holds(when, config, text) for when in template.when):
+        if all(_holds(when, config, text, family) for when in template.when):
             for site in sites_of(family, template, places, numbers):
                 sites[key_of(site.name.format(number=0, expert=0))[0]].append(site)
     return Architecture(
@@ -209,9 +215,9 @@ def _section(config: dict[str, Any], key: str, where: str | None) -> dict[str, A
     return section or {}
 
 
-def _holds(when: str, config: dict[str, Any], text: dict[str, Any]) -> bool:
+def _holds(when: str, config: dict[str, Any], text: dict[str, Any], family: Family) -> bool:
     key = when.removeprefix("!")
-    return bool(config[key] if key in config else text.get(key)) != when.startswith("!")
+    return bool(config[key] if key in config else text.get(key, key in family.defaults)) != when.startswith("!")
 
 
 def _layer_types(family: Family, numbers: Numbers, layers: int) -> list[str] | None:

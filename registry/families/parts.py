@@ -58,6 +58,16 @@ class Spec:
         return math.prod(self.shape) * DTYPES[self.dtype]
 
 
+def in_whole_blocks(name: str, shape: tuple[int, ...], part: Part, block: tuple[int, int]) -> bool:
+    """Whether block FP8 can hold a tensor: vLLM refuses experts whose dimensions do not divide by the block, and merges
+    projections block by block. The last row of blocks of kv_a_proj_with_mqa may be partial: engines merge it behind
+    q_a_proj, and DeepSeek-V3 is published so."""
+    *_, rows, columns = (1, *shape)
+    halves = 2 if part.projection == "gate_up_proj" else 1
+    last = name.endswith("kv_a_proj_with_mqa.weight")
+    return len(shape) > 1 and columns % block[1] == 0 and (rows % (halves * block[0]) == 0 or last)
+
+
 def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
     """The shape of the scales of a weight [out, in] or [experts, out, in]: ⌈out/rows⌉ x ⌈in/columns⌉ of the blocks."""
     *batch, out, into = shape

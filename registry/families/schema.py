@@ -1,20 +1,24 @@
 """How a family's TOML file reads.
 
 model_type = "…"                    as config.json states it
-like = "…"                          another family, whose entries hold where this file has none
+like = "…"                          another family, whose entries hold where this file has none; and its tensors, all of
+without = ["name", …]               them but these
 text = "text_config"                the section of config.json with the text model's numbers; the whole, if left out
 root, layer, mtp, vision            what names begin with: the text model's, its layers', an MTP head's layers', …
 mtp_layer_type                      what an MTP head's layers are, where layers have types
 mtp_layers_unless_stated            how many layers an MTP head has where config.json does not say; 0 if left out
 [keys]                              what config.json calls the number of experts, top_k, groups, …: see `Keys`
 [defaults]                          numbers that a config.json may leave out, as arithmetic
+[must]                              what these keys say, if config.json has them: where engines and transformers would
+                                    compute different things, or transformers another thing than the file says
 [cache]                             how many numbers a server keeps of a token or a sequence: see `Family.cache`
 [projections]                       what the matrices of an expert are called: gate_proj = "w1"
 [[tensors]]                         a group of tensors:
     in = "model"                        one of each; the other places: "layers", "dense" and "sparse" layers, a layer
                                         type, "mtp head", "mtp layers", "vision", "vision blocks"
     role, kind, quantized, listed, dtype, need      as in `parts.Part` and `parts.Spec`
-    when = "key"                        only where config.json sets the key to something; "!key": only where it does not
+    when = "key"                        only where config.json sets the key to something, "!key" only where it does not;
+                                        [defaults] has a key that holds where it says nothing
     shapes = { "name" = "sizes" }       names below the prefix of the place, sizes as in `arithmetic`
 """
 
@@ -80,6 +84,7 @@ class Family:
     vision: str
     keys: Keys
     defaults: dict[str, str]
+    must: dict[str, Any]
     cache: dict[str, str]
     """What a server keeps, as arithmetic: `token` of each token in a layer with full attention; of each sequence in one
     with linear attention, `convolution` (16 bits) and `state` (32 bits)."""
@@ -115,6 +120,7 @@ def read_family(table: dict[str, Any]) -> Family:
             mtp_layers=tuple(keys.get("mtp_layers", ())),
         ),
         defaults=table.get("defaults", {}),
+        must=table.get("must", {}),
         cache=table["cache"],
         templates=tuple(
             template for group in table["tensors"] for template in _templates(group, table.get("projections", {}))

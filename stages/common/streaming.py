@@ -236,9 +236,10 @@ def _prepare(layer: nn.Module, number: int) -> None:
 
 
 def _with_mtp(config: Any, count: int) -> Any:
-    """`config`, with so many layers more: a multi-token-prediction layer is one with full attention."""
+    """`config`, with so many layers more: a multi-token-prediction layer has full attention and experts."""
     config = copy.deepcopy(config)
     config.num_hidden_layers += count
-    if count and getattr(config, "layer_types", None):
-        config.layer_types = [*config.layer_types, *["full_attention"] * count]
+    for key, kind in (("layer_types", "full_attention"), ("mlp_layer_types", "sparse")):
+        if count and getattr(config, key, None):
+            setattr(config, key, [*getattr(config, key), *[kind] * count])
     return config

@@ -49,11 +49,15 @@ def _sigmoid(logits: torch.Tensor) -> torch.Tensor:
 
 
 _SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "deepseek_v2": _softmax,
     "deepseek_v3": _sigmoid,
     "glm4_moe": _sigmoid,
+    "glm4_moe_lite": _sigmoid,
     "mixtral": _softmax,
     "olmoe": _softmax,
+    "qwen2_moe": _softmax,
     "qwen3_5_moe": _softmax,
     "qwen3_5_moe_text": _softmax,
     "qwen3_moe": _softmax,
+    "qwen3_next": _softmax,
 }

@@ -16,7 +16,7 @@ import torch
 from gates.errors import UsageError
 from registry import plan
 from registry.families import Architecture, Part, scale_shape
-from registry.families.parts import SCALE_SUFFIX
+from registry.families.parts import SCALE_SUFFIX, in_whole_blocks
 from stages.common.checkpoint import Checkpoint
 from stages.common.rewriting import Change, Product, Span, kept
 from stages.quantize.fp8 import BLOCK, Noise, quantize_block
@@ -27,25 +27,14 @@ MEASURED_EVERY = 4
 """What a cast loses is measured on one row of blocks in four: every matrix is looked at, and casting stays the longer
 part of the work."""
 
-_LAST_OF_MERGED = "kv_a_proj_with_mqa.weight"
-"""Its last row of blocks may be partial: engines merge it behind q_a_proj, and DeepSeek-V3 is published so."""
-
 
 def refuse_uneven(source: Checkpoint) -> None:
-    """vLLM refuses experts whose dimensions do not divide by the block, and merges projections block by block.
-
+    """
     Raises:
         UsageError: a tensor to be quantised does not consist of whole blocks; named with its shape.
     """
     for name, part in _quantized(source):
-        *_, rows, columns = (1, *source.tensors[name].shape)
-        if part.projection == "gate_up_proj":
-            rows /= 2
-        if (
-            len(source.tensors[name].shape) < 2
-            or columns % BLOCK
-            or (rows % BLOCK and not name.endswith(_LAST_OF_MERGED))
-        ):
+        if not in_whole_blocks(name, source.tensors[name].shape, part, BLOCKS):
             shape = " x ".join(map(str, source.tensors[name].shape))
             raise UsageError(
                 f"block FP8 needs dimensions that divide by {BLOCK}; {name} is {shape}",

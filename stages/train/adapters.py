@@ -18,7 +18,7 @@ ROUTER = "mlp.gate.weight"
 """A bare parameter of a router that takes the softmax in float32: peft puts the adapter on the parameter, and leaves
 the router's own forward as it is."""
 
-_TARGETS = {"attention": ("self_attn.", "linear_attn."), "shared_expert": ("mlp.shared_expert.",)}
+_TARGETS = {"attention": ("self_attn.", "linear_attn."), "shared_expert": ("mlp.shared_expert.", "mlp.shared_experts.")}
 """What the linear layers of a target begin with, below a decoder layer. The gate of a shared expert is one row, which
 an adapter would be larger than."""
 
@@ -52,7 +52,11 @@ def attach(model: Any, settings: Train) -> PeftModel:
     )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
+        # By the model_type, peft would take the matrices of a shared expert for those of the routed ones that
+        # transformers 4 had, and put adapters on the 3D tensors instead.
+        known, model.config.model_type = model.config.model_type, ""
         adapted = peft.get_peft_model(model, config)
+        model.config.model_type = known
     if lora.dropout:
         # peft refuses a configuration with dropout where a bare parameter is adapted, which cannot have any.
         for module in adapted.modules():

@@ -40,6 +40,9 @@ def real(config: dict, *, experts: int | None = None) -> Architecture:
     ("config", "without_mtp", "with_mtp"),
     [
         (real_configs.QWEN3_30B_A3B, 30_532_122_624, 30_532_122_624),
+        (real_configs.QWEN1_5_MOE_A2_7B, 14_315_784_192, 14_315_784_192),
+        (real_configs.QWEN3_NEXT_80B_A3B, 79_674_391_296, 81_324_862_720),
+        (real_configs.DEEPSEEK_V2_LITE, 15_706_484_224, 15_706_484_224),
         (real_configs.MIXTRAL_8X7B, 46_702_792_704, 46_702_792_704),
         (real_configs.OLMOE_1B_7B, 6_919_161_856, 6_919_161_856),
         (real_configs.QWEN3_6_35B_A3B, 35_107_181_936, None),
@@ -231,7 +234,7 @@ def test_only_names_as_the_family_writes_them_are_its_own(name):
 
 
 def test_other_families_are_refused_with_those_that_are_known():
-    for model_type in ("gpt_oss", "qwen2_moe", "llama", None):
+    for model_type in ("gpt_oss", "granitemoe", "llama", None):
         with pytest.raises(UsageError, match="not a family that Sluice knows") as refused:
             architecture_of({"model_type": model_type}, where="there")
         assert "glm4_moe" in refused.value.remedy
@@ -300,6 +303,9 @@ def test_a_number_that_is_none_is_refused(key, value):
         ("qwen3_5_moe_text", {"layer_types": "full"}),
         ("qwen3_5_moe_text", {"layer_types": [[]] * 4}),
         ("olmoe", {"hidden_size": 3}),
+        ("deepseek_v2", {"norm_topk_prob": True}),
+        ("deepseek_v3", {"scoring_func": "softmax"}),
+        ("glm4_moe_lite", {"first_k_dense_replace": 2}),
         ("qwen3_moe", {"num_experts": 2**40, "moe_intermediate_size": 2**40, "hidden_size": 2**41}),
     ],
 )

@@ -38,12 +38,20 @@ LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_h
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 8},
     "qwen3_5_moe_text": {"num_experts": 8, "shared_expert_intermediate_size": 24},
+    "qwen3_next": {"num_experts": 8, "shared_expert_intermediate_size": 24},
+    "qwen2_moe": {"num_experts": 8, "shared_expert_intermediate_size": 24},
     "mixtral": {"num_local_experts": 8},
     "olmoe": {"num_experts": 8, "intermediate_size": 24},
     "deepseek_v3": {"n_routed_experts": 8, "n_shared_experts": 1, "num_key_value_heads": 4} | GROUPED | LATENT,
+    "deepseek_v2": {"n_routed_experts": 8, "n_shared_experts": 1, "topk_method": "group_limited_greedy"}
+    | {"num_key_value_heads": 4}
+    | GROUPED
+    | LATENT,
+    "glm4_moe_lite": {"n_routed_experts": 8, "n_shared_experts": 1, "num_key_value_heads": 4} | GROUPED | LATENT,
     "glm4_moe": {"n_routed_experts": 8, "n_shared_experts": 1} | GROUPED,
 }
-ALWAYS_RENORMALISES = ("qwen3_5_moe_text", "mixtral")
+RENORMALISES = {"qwen3_5_moe_text": (True,), "mixtral": (True,), "deepseek_v2": (False,)}
+"""Whether the weights are divided by their sum, where that is not as norm_topk_prob says."""
 CRITERIA = ("reap", "activation_norm", "soft_counting", "frequency")
 
 
@@ -74,9 +82,7 @@ def layer_of(family: str, **changes: Any) -> Layer:
 
 
 @pytest.fixture(
-    params=[
-        (family, norm) for family in FAMILIES for norm in (True, False) if norm or family not in ALWAYS_RENORMALISES
-    ],
+    params=[(family, norm) for family in FAMILIES for norm in RENORMALISES.get(family, (True, False))],
     ids=lambda param: f"{param[0]}{'' if param[1] else ', not renormalised'}",
 )
 def layer(request) -> Layer:
@@ -116,10 +122,10 @@ def naive(layer: Layer, settings: Prune, real: torch.Tensor) -> tuple[list[float
 
 def behind(layer: Layer, settings: Prune, logits: torch.Tensor, chosen: torch.Tensor, expert: int) -> float:
     """g of one expert before any renormalisation by the model: then divided by the sum over the chosen, or not."""
-    sigmoid = layer.family in ("deepseek_v3", "glm4_moe")
+    sigmoid = layer.family in ("deepseek_v3", "glm4_moe", "glm4_moe_lite")
     scores = [float(each.sigmoid() if sigmoid else each.exp() / logits.exp().sum()) for each in logits]
     total = sum(scores[each] for each in chosen.tolist()) if settings.renormalize_router else 1
-    return scores[expert] / total * (2.5 if sigmoid else 1)
+    return scores[expert] / total * layer.text.get("routed_scaling_factor", 1)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -146,7 +152,7 @@ def test_renormalisation_changes_g_in_the_score_as_it_is_defined(layer, criterio
 
 def test_what_is_computed_from_the_logits_is_what_the_router_puts_out(layer):
     """Renormalised where the model renormalises, and not where it does not: that must be g itself."""
-    norm = layer.family in ALWAYS_RENORMALISES or bool(layer.text["norm_topk_prob"])
+    norm = layer.text.get("norm_topk_prob", True)
     own, other = (tally_of(layer, settings_of("reap", renormalize=value)).scores() for value in (norm, not norm))
     as_it_is = torch.tensor(tally_of(layer, settings_of("reap")).scores())
     torch.testing.assert_close(torch.tensor(own), as_it_is, rtol=1e-5, atol=1e-6)

@@ -38,6 +38,19 @@ WIDTHS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "mlp_only_layers": st.lists(st.integers(0, 2), max_size=2, unique=True),
         "decoder_sparse_step": st.integers(1, 2),
     },
+    "qwen2_moe": {
+        "num_hidden_layers": _few,
+        "hidden_size": _eights(),
+        "num_key_value_heads": st.sampled_from([1, 2, 4]),
+        "intermediate_size": _eights(),
+        "moe_intermediate_size": _eights(),
+        "shared_expert_intermediate_size": _eights(),
+        "num_experts": st.integers(2, 5),
+        "qkv_bias": st.booleans(),
+        "tie_word_embeddings": st.booleans(),
+        "mlp_only_layers": st.lists(st.integers(0, 2), max_size=2, unique=True),
+        "decoder_sparse_step": st.integers(1, 2),
+    },
     "olmoe": {
         "num_hidden_layers": _few,
         "hidden_size": _eights(),
@@ -98,10 +111,17 @@ WIDTHS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
 }
 WIDTHS["qwen3_5_moe_text"] = WIDTHS["qwen3_5_moe"]
+WIDTHS["qwen3_next"] = WIDTHS["qwen3_5_moe"] | {
+    "intermediate_size": _eights(),
+    "mlp_only_layers": st.lists(st.integers(0, 2), max_size=2, unique=True),
+    "decoder_sparse_step": st.integers(1, 2),
+}
+WIDTHS["deepseek_v2"] = WIDTHS["deepseek_v3"]
+WIDTHS["glm4_moe_lite"] = WIDTHS["deepseek_v3"] | {"first_k_dense_replace": st.just(1)}
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_expected_tensors_are_those_that_transformers_writes(tmp_path_factory, family, data):
     config = tiny.config_of(family, **data.draw(st.fixed_dictionaries(WIDTHS[family])))

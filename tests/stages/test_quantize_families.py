@@ -17,8 +17,9 @@ from stages.common.checkpoint import Checkpoint
 from stages.quantize import write_fp8
 from stages.quantize.account import KINDS, account_of
 from stages.quantize.changes import predicted_bytes
+from stages.quantize.fp8 import dequantize_block
 from stages.quantize.plot import error_plot
-from tests.support import tiny
+from tests.support import tiny, whole
 from tests.support.fp8 import WHOLE_BLOCKS
 from tests.support.whole import FAMILIES, WITH_MTP
 
@@ -26,10 +27,14 @@ SCALES = "_scale_inv"
 PROJECTIONS = {"mixtral": ("w1", "w3", "w2")}
 QUANTIZED = {
     "qwen3_moe": {"experts", "attention"},
+    "qwen3_next": {"experts", "shared experts", "attention", "linear attention", "MTP"},
+    "qwen2_moe": {"experts", "shared experts", "attention"},
     "mixtral": {"experts", "attention"},
     "olmoe": {"experts", "attention"},
     "deepseek_v3": {"experts", "shared experts", "attention", "dense mlp", "MTP"},
+    "deepseek_v2": {"experts", "shared experts", "attention", "dense mlp"},
     "glm4_moe": {"experts", "shared experts", "attention", "dense mlp", "MTP"},
+    "glm4_moe_lite": {"experts", "shared experts", "attention", "dense mlp", "MTP"},
     "qwen3_5_moe_text": {"experts", "shared experts", "attention", "linear attention", "MTP"},
     "qwen3_5_moe": {"experts", "shared experts", "attention", "linear attention", "MTP"},
 }
@@ -207,6 +212,37 @@ def test_transformers_loads_exactly_what_was_written(made, tmp_path):
         if name.endswith("kv_a_proj_with_mqa.weight"):
             continue  # it takes two scales for 192 rows as blocks of 96; DeepSeek-V3's five for 576 it refuses
         assert (loaded[name] - weight).norm() <= 0.004 * weight.norm(), name
+
+
+def test_the_embedded_engine_computes_with_what_was_written(made, tmp_path):
+    """In the dtype that it is asked for, whatever the checkpoint's; but partial blocks it says that it cannot read."""
+    from stages.evaluate.server.model import Generator, LoadError
+
+    fp8 = made[3]
+    quantized = [each for each in Checkpoint(fp8).tensors.values() if each.dtype == "F8_E4M3"]
+    if any(each.shape[0] % 128 for each in quantized):
+        with pytest.raises(LoadError, match=r"kv_a_proj_with_mqa\.weight_scale_inv: .* whole blocks"):
+            Generator(fp8, device="cpu", dtype="float32")
+        return
+    (tmp_path / "meant").mkdir()
+    save_file(dequantized(fp8), tmp_path / "meant" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((fp8 / "config.json").read_text())
+    del config["quantization_config"]
+    tiny.write_json(tmp_path / "meant" / "config.json", config)
+    ids = torch.arange(7, 31)[None]
+    expected = whole.load(tmp_path / "meant")(input_ids=ids, use_cache=False).logits
+    found = Generator(fp8, device="cpu", dtype="float32").model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected)
+
+
+def dequantized(fp8: Path) -> dict[str, torch.Tensor]:
+    target, found = Checkpoint(fp8), {}
+    for name in target.tensors:
+        if name + SCALES in target.tensors:
+            found[name] = dequantize_block(target.tensor(name), target.tensor(name + SCALES))
+        elif not name.endswith(SCALES):
+            found[name] = target.tensor(name)
+    return found
 
 
 def test_the_plot_shows_every_kind_and_needs_nothing_beside_it(made):

@@ -32,8 +32,7 @@ SHAPES = {
 }
 
 
-LAYOUTS = {"per expert": False, "fused": True}
-MODELS = [*SHAPES, *(f"{family}, {layout}" for family in whole.FAMILIES for layout in LAYOUTS)]
+MODELS = [*SHAPES, *whole.MODELS]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -42,7 +41,7 @@ def folder(request, tmp_path_factory) -> Path:
     if request.param in SHAPES:
         return write_model(made, **SHAPES[request.param])
     family, layout = request.param.split(", ")
-    return tiny.make(made, family, fused=LAYOUTS[layout])
+    return tiny.make(made, family, fused=whole.LAYOUTS[layout])
 
 
 @pytest.fixture(scope="module")

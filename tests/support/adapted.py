@@ -9,22 +9,28 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from registry.families import families
 from registry.recipes import Train
 from stages.common.checkpoint import Checkpoint
 from stages.train import adapters, loading
 from stages.train.answers import IGNORED, Answers
 from tests.support import tiny
+from tests.support.tiny_configs import CONFIGS
 
 CPU = torch.device("cpu")
-FAMILIES = ("qwen3_moe", "qwen3_5_moe", "qwen3_5_moe_text", "olmoe", "mixtral")
-HYBRID = ("qwen3_5_moe", "qwen3_5_moe_text")
+FAMILIES = tuple(family for family in CONFIGS if families()[family].trainable)
+HYBRID = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+SHARED = (*HYBRID, "qwen2_moe", "deepseek_v2")
 MODELS = [
     ("qwen3_moe", False),
     ("qwen3_moe", True),
     ("qwen3_5_moe", True),
     ("qwen3_5_moe_text", False),
+    ("qwen3_next", True),
+    ("qwen2_moe", False),
     ("olmoe", False),
     ("mixtral", True),
+    ("deepseek_v2", False),
 ]
 """Each family, and whether its experts lie in 3D tensors. Reading is the same code for all of a layout."""
 MODEL_NAMES = [f"{family}, {'fused' if fused else 'per expert'}" for family, fused in MODELS]

@@ -55,12 +55,27 @@ WHOLE_BLOCKS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"head_dim": 32, "num_key_value_heads": 4, "intermediate_size": 128, "moe_intermediate_size": 128},
     "qwen3_5_moe": {},
     "qwen3_5_moe_text": {},
+    "qwen3_next": {},
+    "qwen2_moe": {
+        "num_key_value_heads": 4,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 128,
+    },
     "mixtral": {"num_key_value_heads": 4, "intermediate_size": 128},
     "olmoe": {"num_key_value_heads": 4, "intermediate_size": 128},
     "deepseek_v3": {
         "intermediate_size": 256,
         "moe_intermediate_size": 128,
         "q_lora_rank": 128,
+        "kv_lora_rank": 128,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 32,
+    },
+    "deepseek_v2": {
+        "intermediate_size": 256,
+        "moe_intermediate_size": 128,
         "kv_lora_rank": 128,
         "qk_nope_head_dim": 32,
         "qk_rope_head_dim": 64,
@@ -85,8 +100,9 @@ _QWEN3_5 = {
         "mrope_section": [4, 2, 2],
     },
 }
+WHOLE_BLOCKS["glm4_moe_lite"] = WHOLE_BLOCKS["deepseek_v3"]
 for _family in WHOLE_BLOCKS:
     WHOLE_BLOCKS[_family] = {
         "hidden_size": 128,
-        **(_QWEN3_5 if _family.startswith("qwen3_5") else WHOLE_BLOCKS[_family]),
+        **(_QWEN3_5 if _family.startswith(("qwen3_5", "qwen3_next")) else WHOLE_BLOCKS[_family]),
     }

@@ -51,7 +51,7 @@ def _merge(source: Checkpoint, target: Path) -> None:
     deltas = {}
     for name, tensor in source.tensors.items():
         part = source.architecture.part(name)
-        if part is not None and part.role in ("attention", "router"):
+        if part is not None and part.role in ("attention", "router") and len(tensor.shape) == 2:
             out, into = tensor.shape
             drawn = torch.randn(4, into, generator=generator) / 10, torch.randn(out, 4, generator=generator) / 10
             deltas[name] = merging.Delta(*drawn, scale=2.0)

@@ -92,6 +92,31 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
     "qwen3_5_moe_text": {**_QWEN3_5_TEXT, "architectures": ["Qwen3_5MoeForCausalLM"], "dtype": "bfloat16"},
+    "qwen3_next": {
+        **_QWEN3_5_TEXT,
+        "model_type": "qwen3_next",
+        "architectures": ["Qwen3NextForCausalLM"],
+        "dtype": "bfloat16",
+        "intermediate_size": 48,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    },
+    "qwen2_moe": {
+        **_COMMON,
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        "dtype": "bfloat16",
+        "intermediate_size": 48,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
     "mixtral": {
         **_COMMON,
         "architectures": ["MixtralForCausalLM"],
@@ -140,6 +165,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "v_head_dim": 8,
         "attention_bias": False,
     },
+    "deepseek_v2": {
+        **_COMMON,
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        "dtype": "bfloat16",
+        "num_key_value_heads": 4,
+        "intermediate_size": 48,
+        "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "n_routed_experts": 8,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "topk_method": "group_limited_greedy",
+        "scoring_func": "softmax",
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.5,
+        "q_lora_rank": None,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "attention_bias": False,
+    },
     "glm4_moe": {
         **_COMMON,
         "architectures": ["Glm4MoeForCausalLM"],
@@ -162,10 +213,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+CONFIGS["glm4_moe_lite"] = {
+    **CONFIGS["deepseek_v3"],
+    "architectures": ["Glm4MoeLiteForCausalLM"],
+    "model_type": "glm4_moe_lite",
+    "n_group": 1,
+    "routed_scaling_factor": 1.8,
+}
+
 MTP_KEYS = {
     "qwen3_5_moe": "mtp_num_hidden_layers",
     "qwen3_5_moe_text": "mtp_num_hidden_layers",
+    "qwen3_next": "num_nextn_predict_layers",
     "deepseek_v3": "num_nextn_predict_layers",
+    "glm4_moe_lite": "num_nextn_predict_layers",
     "glm4_moe": "num_nextn_predict_layers",
 }
 
@@ -180,6 +241,13 @@ DIVISIBLE: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 128,
         "linear_key_head_dim": 64,
         "linear_value_head_dim": 32,
+    },
+    "qwen2_moe": {
+        "hidden_size": 128,
+        "intermediate_size": 128,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 128,
     },
     "mixtral": _WIDE,
     "olmoe": {"hidden_size": 128, "intermediate_size": 128, "num_key_value_heads": 4},
@@ -197,3 +265,5 @@ DIVISIBLE: dict[str, dict[str, Any]] = {
 }
 """Changes with which every quantised matrix consists of whole blocks of 128 x 128."""
 DIVISIBLE["qwen3_5_moe_text"] = DIVISIBLE["qwen3_5_moe"]
+DIVISIBLE["qwen3_next"] = {**DIVISIBLE["qwen3_5_moe"], "intermediate_size": 128}
+DIVISIBLE["deepseek_v2"] = DIVISIBLE["glm4_moe_lite"] = DIVISIBLE["deepseek_v3"]

@@ -12,9 +12,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from stages.common import calibration
+from tests.support.tiny_configs import CONFIGS, MTP_KEYS
 
-FAMILIES = ("qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "glm4_moe", "qwen3_5_moe_text", "qwen3_5_moe")
-WITH_MTP = ("deepseek_v3", "glm4_moe", "qwen3_5_moe_text", "qwen3_5_moe")
+FAMILIES = tuple(CONFIGS)
+WITH_MTP = tuple(MTP_KEYS)
+LAYOUTS = {"per expert": False, "fused": True}
+_ALIKE = {"qwen2_moe": "per expert", "qwen3_next": "fused", "deepseek_v2": "per expert", "glm4_moe_lite": "fused"}
+"""Families whose experts lie and are called as another's: one layout is enough."""
+MODELS = tuple(
+    f"{family}, {layout}" for family in FAMILIES for layout in LAYOUTS if _ALIKE.get(family, layout) == layout
+)
 
 
 def load(folder: Path) -> Any:

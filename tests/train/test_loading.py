@@ -29,6 +29,7 @@ from tests.support.adapted import (
     HYBRID,
     MODEL_NAMES,
     MODELS,
+    SHARED,
     adapted,
     answers,
     logits,
@@ -52,7 +53,7 @@ def in_numbers(model: Any, folder: Path) -> Any:
     """The whole model as transformers has it, with the numbers that the four bits of `model` stand for."""
     reference = whole.load(folder)
     for layer, quantised in zip(reference.get_decoder().layers, model.get_decoder().layers, strict=True):
-        for projection in ("gate_up_proj", "down_proj"):
+        for projection in ("gate_up_proj", "down_proj") if hasattr(layer.mlp, "experts") else ():
             for expert, linear in enumerate(getattr(quantised.mlp.experts, projection)):
                 getattr(layer.mlp.experts, projection).data[expert] = experts4bit.numbers(linear.weight)
     return reference
@@ -298,7 +299,7 @@ def test_quantised_weights_are_not_trained(tmp_path):
         loading.load(Checkpoint(folder), settings(), device=CPU)
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "glm4_moe_lite"])
 def test_a_family_that_is_not_trained_is_refused_by_name(tmp_path, family):
     folder = tiny.make(tmp_path, family, fused=False)
     with pytest.raises(UsageError, match=f"{family} is not trained") as caught:
@@ -367,13 +368,15 @@ def test_adapters_are_the_only_part_that_is_trained_and_change_nothing_at_first(
     assert all("lora_" in name for name in trained)
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
     assert logits(model, answers()).equal(before)
-    layers = checkpoint.architecture.layers
+    layers = len(checkpoint.architecture.expert_layers)
     routers = [name for name in trained if ".mlp.gate." in name]
     assert len(routers) == 2 * layers
+    shared = [name for name in trained if ".shared_expert" in name]
+    assert len(shared) == (2 * 3 * layers if family in SHARED else 0)
     if family in HYBRID:
-        assert len([name for name in trained if "shared_expert." in name]) == 2 * 3 * layers
         assert {name.split(".linear_attn.")[1].split(".")[0] for name in trained if "linear_attn" in name} == {
-            "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"
+            "out_proj", *(("in_proj_qkvz", "in_proj_ba") if family == "qwen3_next" else
+                          ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b"))
         }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from stages.quantize import write_fp8
 from stages.train import adapters, loading, merging, shipped
 from stages.train.answers import IGNORED, Answers
 from tests.support import adapted, whole
-from tests.support.adapted import CPU, FAMILIES, HYBRID, MODEL_NAMES, MODELS, answers, logits, source
+from tests.support.adapted import CPU, FAMILIES, HYBRID, MODEL_NAMES, MODELS, SHARED, answers, logits, source
 
 
 def merged(checkpoint: Checkpoint, model: object, target: Path) -> Checkpoint:
@@ -71,13 +71,15 @@ def test_each_module_answers_as_it_did_with_its_adapter(tmp_path, family):
     generator = torch.Generator().manual_seed(0)
     for (name, module), on_disk in zip(modules.items(), folded.deltas, strict=True):
         states = torch.randn(5, module.in_features, generator=generator)
-        expected = torch.nn.functional.linear(states, folded.tensor(on_disk))
+        expected = torch.nn.functional.linear(states, folded.tensor(on_disk), getattr(module, "bias", None))
         with torch.no_grad():
             found = module(states)
         if isinstance(found, tuple):  # a router: logits, the weights of the chosen, and which they are
             expected_weights = expected.softmax(-1).gather(-1, found[2])
-            norm = expected_weights.sum(-1, keepdim=True) if family != "olmoe" else 1
-            torch.testing.assert_close(found[1], expected_weights / norm, rtol=0, atol=1e-5)
+            text = checkpoint.architecture.text
+            norm = expected_weights.sum(-1, keepdim=True) if text.get("norm_topk_prob", True) else 1
+            factor = text.get("routed_scaling_factor", 1)
+            torch.testing.assert_close(found[1], factor * expected_weights / norm, rtol=0, atol=1e-5)
             found = found[0]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
 
@@ -95,7 +97,7 @@ def test_every_other_tensor_keeps_its_bytes_and_all_keep_their_places(tmp_path, 
         assert same == (name not in deltas), name
         assert (entry.dtype, entry.shape) == (made.tensors[name].dtype, made.tensors[name].shape)
     adapters_on = {checkpoint.architecture.part(name).role for name in deltas}
-    assert adapters_on == {"attention", "router"} | ({"shared experts"} if family in HYBRID else set())
+    assert adapters_on == {"attention", "router"} | ({"shared experts"} if family in SHARED else set())
     assert not any(checkpoint.architecture.part(name).mtp for name in deltas)
     for name, path in checkpoint.files.items():
         if not name.endswith(".safetensors"):

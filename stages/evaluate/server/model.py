@@ -8,6 +8,7 @@ seed gives the same answer in any company.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,28 +127,38 @@ def _load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise LoadError(f"the checkpoint cannot be loaded: {error}") from error
-    # transformers would only warn, and fill what is missing with random numbers.
+    # transformers would only warn, and fill what is missing with random numbers. It knows no MTP head; where that is a
+    # layer behind the last, it passes over those of the published models alone, by their numbers.
+    layers = config.get_text_config().num_hidden_layers
+    info["unexpected_keys"] = {name for name in info["unexpected_keys"] if _layer(name) < layers}
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
         kinds = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}" for kind, names in wrong.items())
         raise LoadError(f"the checkpoint does not fit its model: {kinds}")
-    for parameter in model.parameters():
+    for parameter in model.parameters() if quantized is not None else ():
         # beside quantised weights transformers leaves what it renames, as Mixtral's routers, in the checkpoint's dtype
-        if quantized is not None and parameter.dtype in (torch.bfloat16, torch.float16):
+        if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.to(dtype)
     return model
 
 
+def _layer(name: str) -> int:
+    """The number of the decoder layer that a tensor is of; -1 elsewhere."""
+    match = re.match(r"model\.layers\.(\d+)\.", name)
+    return int(match[1]) if match else -1
+
+
 def _refuse_partial_blocks(folder: Path) -> None:
-    """transformers takes the blocks to be the rows split evenly among the scales, and reads others as wrong numbers."""
+    """transformers takes blocks to be the rows split evenly among the scales: partial ones give it other numbers."""
     shapes: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as shard:
-            shapes |= {name: shard.get_slice(name).get_shape() for name in shard.keys()}
+            names: list[str] = shard.keys()
+            shapes |= {name: shard.get_slice(name).get_shape() for name in names}
     for name, scales in shapes.items():
-        weight = shapes.get(name.removesuffix("_scale_inv"), [])
-        if name.endswith("_scale_inv") and any(s > 1 and n % 128 for n, s in zip(weight, scales, strict=False)):
-            raise LoadError(f"{name}: this engine reads FP8 in whole blocks of 128 x 128; vLLM takes partial ones")
+        weight = shapes.get(name.removesuffix("_scale_inv"))
+        if name.endswith("_scale_inv") and weight and scales[-2] > 1 and weight[-2] % 128:
+            raise LoadError(f"{name}: this engine reads FP8 in whole blocks of 128 x 128; vLLM reads partial ones too")
 
 
 def _ends(*found: int | list[int] | None) -> list[int]:

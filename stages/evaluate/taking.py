@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,12 +75,13 @@ async def take(job: Job, works: list[Work], engine: Engine) -> None:
         UnavailableError: the verifier does not answer.
     """
     answers = sum(len(work.pack.items) * work.settings.repeats for work in works)
-    async with engine.connected() as connection:
-        await prove(connection, [work.pack for work in works])
+    packs = [work.pack for work in works]
+    async with engine.connected() as connection, verifier(job, packs) as run:
+        await prove(connection, packs)
         with progress(f"evaluate {job.source.name}", total=answers, unit="items") as bar:
             shared = together.shares(len(works))
             takings = [
-                _take(job, work, connection, engine, bar, share) for work, share in zip(works, shared, strict=True)
+                _take(job, work, connection, engine, bar, share, run) for work, share in zip(works, shared, strict=True)
             ]
             outcomes = await asyncio.gather(*takings, return_exceptions=True)
     for line in outcomes:
@@ -95,30 +96,36 @@ async def take(job: Job, works: list[Work], engine: Engine) -> None:
 
 
 @asynccontextmanager
-async def verifier(job: Job, pack: Pack) -> AsyncIterator[Run | None]:
-    """What runs the code in answers; None for a pack that executes none.
+async def verifier(job: Job, packs: Iterable[Pack]) -> AsyncIterator[Run | None]:
+    """What runs the code in answers, one program after the other; None where no pack executes any.
 
     Raises:
         UsageError: nothing here may execute code.
         UnavailableError: the verifier does not answer.
     """
-    if pack.grader.executes:
-        async with execution.verifier(_verifier_settings(job, pack)) as run:
-            yield run
-    else:
-        yield None
+    for pack in packs:
+        if pack.grader.executes:
+            async with execution.verifier(_verifier_settings(job, pack)) as run:
+                yield run
+            return
+    yield None
 
 
 async def _take(
-    job: Job, work: Work, connection: client.Client, engine: Engine, bar: Bar, share: together.Share
+    job: Job,
+    work: Work,
+    connection: client.Client,
+    engine: Engine,
+    bar: Bar,
+    share: together.Share,
+    run: Run | None,
 ) -> str:
     try:
         with job.store.step(work.inputs) as folder:
             with Journal(folder / "answers.jsonl") as journal:
-                async with verifier(job, work.pack) as run:
-                    timings = await runner.ask(
-                        connection, work.pack, work.settings, journal, bar, check=engine.check, run=run, share=share
-                    )
+                timings = await runner.ask(
+                    connection, work.pack, work.settings, journal, bar, check=engine.check, run=run, share=share
+                )
             results = scoring.results(work.pack, work.settings.repeats, journal.answers)
             evidence = _evidence(job, work, results)
             digest = job.store.add_evidence(
